@@ -1,0 +1,1 @@
+"""How to tell a right Griffin from a wrong one."""

@@ -1,0 +1,160 @@
+"""Engines by name, imported when they are asked for; and the ways to get a model."""
+
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from griffin_np.base import Model
+from griffin_np.config import GriffinConfig
+from griffin_np.errors import CheckpointError, ConfigError
+from griffin_np.params import flatten, init_parameters, nest
+
+__all__ = ["BACKENDS", "init", "load", "model_class", "save"]
+
+BACKENDS: dict[str, str] = {"numpy": "griffin_np.model:NumPyModel"}
+"""Where each engine's model class is; its dtypes follow."""
+
+DTYPES: dict[str, tuple[str, ...]] = {"numpy": ("float32", "float64")}
+
+DEMO = Path(__file__).parent / "demo"
+"""Folder of the embedded demo model."""
+
+
+def model_class(backend: str | None) -> type[Model]:
+    """The model class of an engine; None is the default engine.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such engine.
+    """
+    name = backend or "numpy"
+    if name not in BACKENDS:
+        raise ConfigError(f"no backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    module, _, attribute = BACKENDS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _dtype(backend: str | None, dtype: str | None, stored: str = "float32") -> str:
+    name = backend or "numpy"
+    known = DTYPES[name]
+    if dtype is None:
+        return stored if stored in known else known[0]
+    try:
+        wanted = np.dtype(dtype).name
+    except TypeError:
+        wanted = str(dtype)
+    if wanted not in known:
+        raise ConfigError(f"the {name} backend has no dtype {wanted!r}; choose one of {', '.join(known)}")
+    return wanted
+
+
+def load(
+    path: str | os.PathLike | None = None,
+    backend: str | None = None,
+    dtype: str | None = None,
+    *,
+    window: int | None = None,
+) -> Model:
+    """Load a checkpoint.
+
+    Parameters
+    ----------
+    path : path, optional
+        A Hugging Face folder; by default the embedded demo model.
+    backend : {"numpy"}, optional
+    dtype : {"float32", "float64"}, optional
+        By default the checkpoint's own where the engine has it, else float32.
+    window : int, optional
+        Past positions that a token sees beside itself, in place of the checkpoint's
+        ``attention_window_size``. A model trained inside transformers needs that minus 1, because
+        transformers counts the token itself.
+
+    Returns
+    -------
+    Model
+        With its tokenizer, if the folder has a ``tokenizer.model``.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder is missing, damaged or foreign; names file and tensor.
+    ConfigError
+        If there is no such backend or dtype.
+    """
+    from griffin_np.checkpoints.huggingface import HuggingFaceFolder
+    from griffin_np.tokenizer import Tokenizer
+
+    make = model_class(backend)
+    source = HuggingFaceFolder(DEMO if path is None else path)
+    wanted = _dtype(backend, dtype, source.dtype)
+    params = nest(dict(source.parameters(wanted)))
+    config = source.config if window is None else source.config.replace(window=window)
+    model = make(config, params, source.fingerprint)
+    model.generation = source.generation
+    vocabulary = source.folder / "tokenizer.model"
+    if vocabulary.is_file():
+        model.attach_tokenizer(Tokenizer(vocabulary))
+    return model
+
+
+def init(
+    config: GriffinConfig | str, seed: int = 0, backend: str | None = None, dtype: str | None = None
+) -> Model:
+    """A model with random weights, initialised as the official code does.
+
+    Parameters
+    ----------
+    config : GriffinConfig or str
+        A configuration or the name of a preset.
+    seed : int
+    backend, dtype
+        As for :func:`load`.
+    """
+    if isinstance(config, str):
+        config = GriffinConfig.preset(config)
+    wanted = _dtype(backend, dtype)
+    return model_class(backend)(config, init_parameters(config, seed, wanted))
+
+
+def save(
+    model: Model,
+    folder: str | os.PathLike,
+    dtype: str | None = None,
+    *,
+    extra_files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a model as a Hugging Face folder, which transformers loads too.
+
+    Parameters
+    ----------
+    model : Model
+    folder : path
+        Must not exist, or be empty; it appears whole or not at all.
+    dtype : {"float32", "float16", "bfloat16"}, optional
+        By default the model's own (float32 for a float64 model).
+    extra_files : mapping of str to bytes, optional
+        Further files for the folder, by name.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder is not empty or cannot be written, or weights are not finite.
+    """
+    from griffin_np.chat import CHAT_TEMPLATE
+    from griffin_np.checkpoints.hf_save import save_folder, tokenizer_files
+
+    stored = dtype or ("float32" if model.dtype == "float64" else model.dtype)
+    parameters = flatten(model.parameters)
+    for name, array in parameters.items():
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"{name} holds values that are not finite; nothing was written")
+    files = dict(extra_files or {})
+    if model.tokenizer is not None:
+        files |= tokenizer_files(model.tokenizer, CHAT_TEMPLATE)
+    save_folder(
+        folder, model.config, parameters, stored, model.fingerprint, files, model.generation
+    )

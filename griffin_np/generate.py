@@ -1,0 +1,369 @@
+"""Text generation on top of a model's call: one prompt or a batch, whole or as a stream.
+
+Prompts of different lengths share a batch, padded on the right with position -1; a row that has
+ended is fed padding, so no row depends on its neighbours. What a row draws depends on the seed and
+its own index alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from griffin_np.base import Model
+from griffin_np.errors import SamplingError, StateError
+from griffin_np.sampling import Sampler, log_softmax
+from griffin_np.state import State
+
+__all__ = ["Generation", "Piece", "Stream", "generate", "stream"]
+
+PREFILL_STEP = 512
+Prompt = str | Sequence[int]
+
+
+class Piece(str):
+    """A piece of generated text, with the tokens that completed it.
+
+    Attributes
+    ----------
+    tokens : tuple of int
+    logprobs : tuple of float
+        Natural log-probability of each token under the model itself, before any sampling option.
+    finish_reason : {"stop", "length"} or None
+        Set on the last piece.
+    """
+
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished continuation.
+
+    Attributes
+    ----------
+    text : str
+        Without the stop string or end token that ended it.
+    tokens : list of int
+    logprobs : list of float
+        As in :class:`Piece`.
+    finish_reason : {"stop", "length"}
+    prompt_tokens : int
+    prompt_seconds, generation_seconds : float
+    seed : int
+        With the same prompt and options it gives the same text again.
+    """
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    finish_reason: str
+    prompt_tokens: int
+    prompt_seconds: float
+    generation_seconds: float
+    seed: int
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        return self.prompt_tokens / max(self.prompt_seconds, 1e-9)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return len(self.tokens) / max(self.generation_seconds, 1e-9)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def generate(model: Model, prompts: Prompt | Sequence[Prompt], **options) -> Generation | list[Generation]:
+    """Continue one prompt, or several in one batch.
+
+    Parameters
+    ----------
+    model : Model
+    prompts : str, list of int, or a list of either
+        Text gets one beginning-of-sequence token in front, unless it continues a ``state``; token
+        ids are taken as they are.
+    max_tokens : int
+        Default 256.
+    temperature, top_k, top_p : optional
+        Default: what the checkpoint's ``generation_config.json`` says, else greedy.
+    min_p, repetition_penalty, presence_penalty, frequency_penalty, repeat_last_n, logit_bias
+        See :class:`griffin_np.sampling.Sampler`.
+    seed : int, optional
+        Drawn and reported if it is not given.
+    stop : str or sequence of str
+        Texts that end a row; they may span tokens and are not part of the result.
+    ignore_eos : bool
+        Do not stop at end tokens.
+    state : State, optional
+        What to continue from, one row for each prompt.
+
+    Returns
+    -------
+    Generation, or a list of them for a list of prompts
+
+    Raises
+    ------
+    SamplingError, PositionError, StateError, TokenizerError
+        For options, tokens or a state that cannot be used.
+    """
+    single = isinstance(prompts, str) or all(isinstance(p, int | np.integer) for p in prompts)
+    rows = [prompts] if single else list(prompts)
+    if not rows:
+        return []
+    run = _Run(model, rows, **options)
+    for _ in run.steps():
+        pass
+    results = run.results()
+    return results[0] if single else results
+
+
+def stream(model: Model, prompt: Prompt, **options) -> Stream:
+    """Continue a prompt and give each piece of text as soon as it is certain.
+
+    Takes the options of :func:`generate`. The result is an iterator of :class:`Piece`; when it has
+    ended it also tells its :attr:`~Stream.result` and the :attr:`~Stream.state` after the text.
+    """
+    return Stream(_Run(model, [prompt], **options))
+
+
+class Stream(Iterator[Piece]):
+    """Pieces of one continuation, as they come."""
+
+    def __init__(self, run: _Run):
+        self._run = run
+        self._pieces = (pieces[0] for pieces in run.steps())
+
+    def __next__(self) -> Piece:
+        piece = next(self._pieces)
+        while not piece and piece.finish_reason is None:
+            piece = next(self._pieces)
+        return piece
+
+    @property
+    def result(self) -> Generation:
+        """What has been generated so far."""
+        return self._run.results()[0]
+
+    @property
+    def state(self) -> State:
+        """The state after the prompt and every token so far."""
+        return self._run.state_after()
+
+
+class _Run:
+    """The generation loop over a batch. It owns its state."""
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[Prompt],
+        *,
+        max_tokens: int = 256,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        state: State | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        **sampling,
+    ):
+        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int | np.integer) or max_tokens < 0:
+            raise SamplingError(f"max_tokens must be an integer of at least 0, got {max_tokens!r}")
+        self._model = model
+        self._max_tokens = int(max_tokens)
+        self._sampler = make_sampler(model, **sampling)
+        self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        if any(not isinstance(s, str) or not s for s in stops):
+            raise SamplingError(f"stop strings must be non-empty text, got {stops!r}")
+        ends = set() if ignore_eos else end_tokens(model)
+        fresh = state is None or not state.position.any()
+        ids = [_encode(model, prompt, fresh) for prompt in prompts]
+        if state is not None and state.batch != len(ids):
+            raise StateError(f"the state has {state.batch} row(s) for {len(ids)} prompt(s)")
+        self._rows = [_Row(model, row, self.seed, i, stops, ends) for i, row in enumerate(ids)]
+        self._state = state or model.init_state(len(ids))
+        self._progress = progress
+        self._pending = np.full((len(ids), 1), -1, np.int64)  # tokens not yet in the state
+        self._prompt_seconds = self._generation_seconds = 0.0
+
+    def steps(self) -> Iterator[list[Piece]]:
+        """Generate; after each step give every row's new piece."""
+        rows = self._rows
+        logits = self._prefill()
+        started = time.perf_counter()
+        for row in rows:
+            if not self._max_tokens:
+                row.finish("length")
+        if not self._max_tokens:
+            yield [row.take() for row in rows]
+            return
+        for n in range(1, self._max_tokens + 1):
+            if n > 1:
+                logits = self._feed("last")
+            assert logits is not None
+            for i, row in enumerate(rows):
+                if row.reason is None:
+                    token = self._sampler.sample(logits[i], row.history, row.rng)
+                    if row.accept(token, logits[i]):
+                        self._pending[i] = token
+                    if row.reason is None and n == self._max_tokens:
+                        row.finish("length")
+            self._generation_seconds = time.perf_counter() - started
+            yield [row.take() for row in rows]
+            if all(row.reason for row in rows):
+                return
+
+    def results(self) -> list[Generation]:
+        return [
+            Generation(
+                row.text, list(row.tokens), list(row.logprobs), row.reason or "length",
+                len(row.prompt), self._prompt_seconds, self._generation_seconds, self.seed,
+            )
+            for row in self._rows
+        ]  # fmt: skip
+
+    def state_after(self) -> State:
+        if (self._pending >= 0).any():
+            self._feed("none")
+        return self._state
+
+    def _prefill(self) -> NDArray:
+        started = time.perf_counter()
+        prompts = [row.prompt for row in self._rows]
+        length = max(map(len, prompts))
+        tokens = np.zeros((len(prompts), length), np.int64)
+        positions = np.full(tokens.shape, -1)
+        for i, ids in enumerate(prompts):
+            tokens[i, : len(ids)] = ids
+            positions[i, : len(ids)] = self._state.position[i] + np.arange(len(ids))
+        last: NDArray | None = None
+        for start in range(0, length, PREFILL_STEP):
+            part = slice(start, start + PREFILL_STEP)
+            logits, self._state = self._model(tokens[:, part], positions[:, part], self._state, "last")
+            assert logits is not None
+            ends_here = (positions[:, part] >= 0).any(axis=1)
+            last = logits if last is None else np.where(ends_here[:, None], logits, last)
+            if self._progress:
+                self._progress(min(start + PREFILL_STEP, length), length)
+        self._prompt_seconds = time.perf_counter() - started
+        assert last is not None
+        return last
+
+    def _feed(self, logits: str) -> NDArray | None:
+        """Put the pending tokens into the state; rows that have none stay as they are."""
+        positions = np.where(self._pending >= 0, self._state.position[:, None], -1)
+        out, self._state = self._model(np.maximum(self._pending, 0), positions, self._state, logits)
+        self._pending[:] = -1
+        return out
+
+
+class _Row:
+    """One row's tokens, its text as far as it is certain, and why it ended."""
+
+    def __init__(self, model: Model, prompt: list[int], seed: int, index: int, stops, ends: set[int]):
+        self.prompt = prompt
+        self.history = list(prompt)
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.reason: str | None = None
+        self.text = ""
+        self.rng = np.random.default_rng([seed, index])
+        self._decoder = model.tokenizer.decoder() if model.tokenizer else None
+        if stops and self._decoder is None:
+            model.need_tokenizer()
+        self._stops = stops
+        self._ends = ends
+        self._held = ""  # text that may yet turn out to begin a stop string
+        self._new_text = ""
+        self._taken = 0
+
+    def accept(self, token: int, logits: NDArray) -> bool:
+        """Take a token; False if it is an end token, which belongs to neither text nor state."""
+        if token in self._ends:
+            self.finish("stop")
+            return False
+        self.tokens.append(token)
+        self.history.append(token)
+        self.logprobs.append(float(log_softmax(logits)[token]))
+        if self._decoder is not None:
+            self._release(self._decoder.push(token), final=False)
+        return True
+
+    def finish(self, reason: str) -> None:
+        if self._decoder is not None:
+            self._release(self._decoder.flush(), final=True)
+        self.reason = self.reason or reason
+
+    def take(self) -> Piece:
+        """The piece that has become certain since the last call."""
+        piece = Piece(self._new_text)
+        piece.tokens = tuple(self.tokens[self._taken :])
+        piece.logprobs = tuple(self.logprobs[self._taken :])
+        piece.finish_reason = self.reason
+        self._taken, self._new_text = len(self.tokens), ""
+        return piece
+
+    def _release(self, text: str, final: bool) -> None:
+        if self.reason is not None:
+            return
+        text = self._held + text
+        found = [i for i in (text.find(s) for s in self._stops) if i >= 0]
+        if found:
+            text, self._held, self.reason = text[: min(found)], "", "stop"
+        else:
+            keep = 0 if final else _possible_start(text, self._stops)
+            text, self._held = text[: len(text) - keep], text[len(text) - keep :]
+        self.text += text
+        self._new_text += text
+
+
+def _possible_start(text: str, stops: Sequence[str]) -> int:
+    """Length of the longest end of ``text`` with which a stop string may begin."""
+    lengths = (n for s in stops for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n]))
+    return max(lengths, default=0)
+
+
+def _encode(model: Model, prompt: Prompt, fresh: bool) -> list[int]:
+    if isinstance(prompt, str):
+        ids = model.need_tokenizer().encode(prompt, bos=fresh)
+    else:
+        ids = [int(i) for i in prompt]
+    if not ids:
+        raise SamplingError("a prompt has no tokens: give at least one to continue from")
+    return ids
+
+
+def make_sampler(model: Model, sampler: Sampler | None = None, **options) -> Sampler:
+    """A sampler from options; what is None follows the checkpoint's generation defaults."""
+    if sampler is not None:
+        if options:
+            raise SamplingError(f"pass a sampler or options, not both: {sorted(options)}")
+        return sampler
+    known = {f.name for f in fields(Sampler)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise SamplingError(f"unknown option(s) {unknown}; known: {sorted(known)}")
+    defaults = {
+        "temperature": model.generation.temperature,
+        "top_k": model.generation.top_k,
+        "top_p": model.generation.top_p,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if given.get("temperature") == 0:
+        defaults = {}
+    return Sampler(**({k: v for k, v in defaults.items() if v is not None} | given))
+
+
+def end_tokens(model: Model) -> set[int]:
+    """Tokens that end a text: the checkpoint's, and the end of a turn where there is one."""
+    ends = set(model.generation.eos_ids) or {model.config.eos_id}
+    turn = model.tokenizer.end_of_turn_id if model.tokenizer else None
+    return ends | ({turn} if turn is not None else set())

@@ -1,0 +1,1 @@
+"""Fast engines for Griffin / RecurrentGemma that share no numerics with the reference."""

@@ -1,0 +1,1 @@
+"""Notebooks that teach Griffin by running it."""
