@@ -48,7 +48,9 @@ def _dtype(backend: str | None, dtype: str | None, stored: str = "float32") -> s
     except TypeError:
         wanted = str(dtype)
     if wanted not in known:
-        raise ConfigError(f"the {name} backend has no dtype {wanted!r}; choose one of {', '.join(known)}")
+        raise ConfigError(
+            f"the {name} backend has no dtype {wanted!r}; choose one of {', '.join(known)}"
+        )
     return wanted
 
 

@@ -171,7 +171,9 @@ class Model(ABC):
         else:
             steps = _integers(positions, "positions")
             if steps.shape != (batch, length):
-                raise PositionError(f"positions have shape {steps.shape}, the input {(batch, length)}")
+                raise PositionError(
+                    f"positions have shape {steps.shape}, the input {(batch, length)}"
+                )
         check_positions(steps, state.position)
         if tokens is not None:
             inputs = _check_tokens(inputs, steps, self.config.vocab_size)

@@ -105,7 +105,12 @@ def _markers(tokenizer: Tokenizer) -> tuple[int, int]:
 
 def _turn(tokenizer: Tokenizer, role: str, content: str) -> list[int]:
     start, end = _markers(tokenizer)
-    return [start, *_literal(tokenizer, f"{role}\n{content}"), end, *tokenizer.encode("\n", bos=False)]
+    return [
+        start,
+        *_literal(tokenizer, f"{role}\n{content}"),
+        end,
+        *tokenizer.encode("\n", bos=False),
+    ]
 
 
 def _header(tokenizer: Tokenizer) -> list[int]:
@@ -202,6 +207,8 @@ class Conversation:
         state.check_model(self.model.config, self.model.fingerprint, str(path))
         content = State.read_metadata(path).get("conversation")
         if content is None or state.batch != 1:
-            raise StateError(f"{path} is a state without a conversation: use it with generate --state-in")
+            raise StateError(
+                f"{path} is a state without a conversation: use it with generate --state-in"
+            )
         saved = json.loads(content)
         self.state, self.system, self.messages = state, saved["system"], saved["messages"]

@@ -158,7 +158,9 @@ class GriffinConfig:
         unknown = sorted(set(values) - known)
         if unknown:
             raise ConfigError(f"unknown configuration fields {unknown}; known: {sorted(known)}")
-        missing = [name for name in ("width", "depth", "num_heads", "vocab_size") if name not in values]
+        missing = [
+            name for name in ("width", "depth", "num_heads", "vocab_size") if name not in values
+        ]
         if missing:
             raise ConfigError(f"configuration fields {missing} are missing")
         return cls(**values)

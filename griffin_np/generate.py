@@ -81,7 +81,9 @@ class Generation:
         return self.text
 
 
-def generate(model: Model, prompts: Prompt | Sequence[Prompt], **options) -> Generation | list[Generation]:
+def generate(
+    model: Model, prompts: Prompt | Sequence[Prompt], **options
+) -> Generation | list[Generation]:
     """Continue one prompt, or several in one batch.
 
     Parameters
@@ -174,7 +176,11 @@ class _Run:
         progress: Callable[[int, int], None] | None = None,
         **sampling,
     ):
-        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int | np.integer) or max_tokens < 0:
+        if (
+            isinstance(max_tokens, bool)
+            or not isinstance(max_tokens, int | np.integer)
+            or max_tokens < 0
+        ):
             raise SamplingError(f"max_tokens must be an integer of at least 0, got {max_tokens!r}")
         self._model = model
         self._max_tokens = int(max_tokens)
@@ -247,7 +253,9 @@ class _Run:
         last: NDArray | None = None
         for start in range(0, length, PREFILL_STEP):
             part = slice(start, start + PREFILL_STEP)
-            logits, self._state = self._model(tokens[:, part], positions[:, part], self._state, "last")
+            logits, self._state = self._model(
+                tokens[:, part], positions[:, part], self._state, "last"
+            )
             assert logits is not None
             ends_here = (positions[:, part] >= 0).any(axis=1)
             last = logits if last is None else np.where(ends_here[:, None], logits, last)
@@ -268,7 +276,9 @@ class _Run:
 class _Row:
     """One row's tokens, its text as far as it is certain, and why it ended."""
 
-    def __init__(self, model: Model, prompt: list[int], seed: int, index: int, stops, ends: set[int]):
+    def __init__(
+        self, model: Model, prompt: list[int], seed: int, index: int, stops, ends: set[int]
+    ):
         self.prompt = prompt
         self.history = list(prompt)
         self.tokens: list[int] = []
@@ -327,7 +337,9 @@ class _Row:
 
 def _possible_start(text: str, stops: Sequence[str]) -> int:
     """Length of the longest end of ``text`` with which a stop string may begin."""
-    lengths = (n for s in stops for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n]))
+    lengths = (
+        n for s in stops for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])
+    )
     return max(lengths, default=0)
 
 

@@ -53,7 +53,9 @@ def forward(
     trace("embedding", x)
     after = []
     for i, (kind, p) in enumerate(zip(config.block_types, params["blocks"], strict=True)):
-        x, layer = residual_block(p, kind, config, x, positions, layers[i], scoped(trace, f"blocks.{i}"))
+        x, layer = residual_block(
+            p, kind, config, x, positions, layers[i], scoped(trace, f"blocks.{i}")
+        )
         after.append(layer)
     x = rms_norm(x, params["final_norm"], config.norm_eps)
     trace("final_norm", x)
@@ -150,7 +152,11 @@ class NumPyModel(Model):
         config, params = self.config, self._params
         B, T = positions.shape
         V = config.vocab_size
-        out = None if logits == "none" else np.zeros((B, T, V) if logits == "all" else (B, V), self.dtype)
+        out = (
+            None
+            if logits == "none"
+            else np.zeros((B, T, V) if logits == "all" else (B, V), self.dtype)
+        )
         arrays = {name: array.copy() for name, array in state.arrays().items()}
         position = state.position.copy()
         watched = _Rows(B, T) if trace is not no_trace else None
@@ -203,4 +209,3 @@ class _Rows:
 
 def _row(layer: LayerState, row: int) -> LayerState:
     return type(layer)(**{name: array[row] for name, array in vars(layer).items()})
-

@@ -17,7 +17,16 @@ import numpy as np
 
 from griffin_np.notation import Channels, Floats, Hidden, Positions, Trace, no_trace
 
-__all__ = ["C", "input_gate", "log_decay", "multiplier", "recurrence_gate", "rg_lru", "scan", "step"]
+__all__ = [
+    "C",
+    "input_gate",
+    "log_decay",
+    "multiplier",
+    "recurrence_gate",
+    "rg_lru",
+    "scan",
+    "step",
+]
 
 C = 8.0
 

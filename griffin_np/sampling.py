@@ -77,7 +77,12 @@ class Sampler:
         ):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or not low <= value <= high or (open_low and value == low):
+            if (
+                not number
+                or not math.isfinite(value)
+                or not low <= value <= high
+                or (open_low and value == low)
+            ):
                 bracket = "(" if open_low else "["
                 raise SamplingError(f"{name} must be in {bracket}{low:g}, {high:g}], got {value!r}")
         for name, low in (("top_k", 0), ("repeat_last_n", -1)):
@@ -86,7 +91,9 @@ class Sampler:
                 raise SamplingError(f"{name} must be an integer of at least {low}, got {value!r}")
         for token, bias in self.logit_bias.items():
             if math.isnan(bias) or bias == inf:
-                raise SamplingError(f"logit_bias of token {token} must be finite or -inf, got {bias}")
+                raise SamplingError(
+                    f"logit_bias of token {token} must be finite or -inf, got {bias}"
+                )
 
     def distribution(self, logits: ArrayLike, history: Sequence[int] = ()) -> NDArray:
         """Probabilities (V,) from which the next token is drawn, in float64.
@@ -139,7 +146,9 @@ class Sampler:
     def _add_bias(self, z: NDArray) -> None:
         for token, bias in self.logit_bias.items():
             if not 0 <= token < len(z):
-                raise SamplingError(f"logit_bias names token {token}, the vocabulary is [0, {len(z)})")
+                raise SamplingError(
+                    f"logit_bias names token {token}, the vocabulary is [0, {len(z)})"
+                )
             z[token] += bias
 
     def _penalise(self, z: NDArray, history: Sequence[int]) -> None:

@@ -78,7 +78,9 @@ class State:
     fingerprint: str = ""
 
     @classmethod
-    def zeros(cls, config: GriffinConfig, batch: int = 1, dtype=np.float32, fingerprint: str = "") -> "State":
+    def zeros(
+        cls, config: GriffinConfig, batch: int = 1, dtype=np.float32, fingerprint: str = ""
+    ) -> "State":
         """The state before any text.
 
         ``dtype`` is that of convolution inputs, keys and values; the recurrent state has at least
@@ -197,7 +199,9 @@ class State:
         mapped = {name: function(array) for name, array in self.arrays().items()}
         return self.with_arrays(mapped, function(self.position))
 
-    def check_model(self, config: GriffinConfig, fingerprint: str, what: str = "this state") -> None:
+    def check_model(
+        self, config: GriffinConfig, fingerprint: str, what: str = "this state"
+    ) -> None:
         """Refuse a state of another model.
 
         Raises
@@ -250,7 +254,12 @@ class State:
         except (ConfigError, KeyError, TypeError, ValueError) as error:
             raise StateError(f"{path} has no valid configuration in it: {error}") from None
         position = arrays.pop("position", None)
-        if position is None or position.ndim != 1 or position.dtype != np.int64 or (position < 0).any():
+        if (
+            position is None
+            or position.ndim != 1
+            or position.dtype != np.int64
+            or (position < 0).any()
+        ):
             raise StateError(f"{path} is damaged: 'position' must be (B,) int64 of at least 0")
         state = cls.zeros(config, 1, np.float32, header.get("fingerprint", ""))
         expected = {

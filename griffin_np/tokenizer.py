@@ -112,7 +112,9 @@ class Tokenizer:
 
     def _checked(self, token: int) -> int:
         if not 0 <= token < self.vocab_size:
-            raise TokenizerError(f"token id {token} is outside the vocabulary [0, {self.vocab_size})")
+            raise TokenizerError(
+                f"token id {token} is outside the vocabulary [0, {self.vocab_size})"
+            )
         return int(token)
 
 

@@ -16,7 +16,9 @@ TOLERANCE = {"float32": 2.0**-24 * 2**10, "float64": 2.0**-53 * 2**10}
 def assert_close(actual, expected, dtype: str, what: str = "result") -> None:
     """Fail if two arrays differ by more than rounding of ``dtype`` explains; say where."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
+    assert actual.shape == expected.shape, (
+        f"{what}: shape {actual.shape}, expected {expected.shape}"
+    )
     if not actual.size:
         return
     assert np.isfinite(actual).all(), f"{what} is not finite"

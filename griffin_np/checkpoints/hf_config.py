@@ -35,7 +35,13 @@ def config_from_json(values: Mapping, source: str = "config.json") -> GriffinCon
             f"quantization_config: weights quantised by {method!r} cannot be read; "
             f"use the original checkpoint in float32, float16 or bfloat16"
         )
-    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
+    sizes = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "vocab_size",
+        "intermediate_size",
+    )
     missing = [key for key in sizes if values.get(key) is None]
     if missing:
         raise refuse(f"keys {missing} are missing")
@@ -69,7 +75,9 @@ def config_from_json(values: Mapping, source: str = "config.json") -> GriffinCon
         )
     rope = values.get("rope_parameters") or {}
     scaling = values.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type") or scaling.get("rope_type") or scaling.get("type") or "default"
+    rope_type = (
+        rope.get("rope_type") or scaling.get("rope_type") or scaling.get("type") or "default"
+    )
     if rope_type != "default":
         raise refuse(f"rope type {rope_type!r} is not supported, only 'default'")
     values = {
@@ -94,7 +102,9 @@ def config_from_json(values: Mapping, source: str = "config.json") -> GriffinCon
                 one_of(("block_types", "_block_types"), (RECURRENT, RECURRENT, ATTENTION))
             ),
             conv_width=_or(values.get("conv1d_width"), 4),
-            logits_soft_cap=_or(values.get("logits_soft_cap"), 0.0 if "logits_soft_cap" in values else 30.0),
+            logits_soft_cap=_or(
+                values.get("logits_soft_cap"), 0.0 if "logits_soft_cap" in values else 30.0
+            ),
             scale_embeddings=_or(scale, True),
             rope_base=one_of(("rope_theta", "rope_theta (rope_parameters)"), 10000.0),
             rope_fraction=one_of(

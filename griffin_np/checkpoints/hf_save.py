@@ -67,7 +67,11 @@ def save_folder(
         partial.mkdir()
         _write_weights(partial, config, parameters, _stored_dtype(dtype), fingerprint)
         eos = list(generation.eos_ids) if len(generation.eos_ids) > 1 else config.eos_id
-        sampled = {"temperature": generation.temperature, "top_k": generation.top_k, "top_p": generation.top_p}
+        sampled = {
+            "temperature": generation.temperature,
+            "top_k": generation.top_k,
+            "top_p": generation.top_p,
+        }
         settings = {k: v for k, v in sampled.items() if v is not None}
         write_json(partial / "config.json", config_to_json(config, dtype))
         write_json(
@@ -112,9 +116,15 @@ def _write_weights(folder: Path, config, parameters, dtype: np.dtype, fingerprin
         room -= size
     weight_map = {}
     for i, names in enumerate(shards):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        file = (
+            "model.safetensors"
+            if len(shards) == 1
+            else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        )
         arrays = {
-            layouts[name][0]: np.ascontiguousarray(layouts[name][2](np.asarray(parameters[name])), dtype)
+            layouts[name][0]: np.ascontiguousarray(
+                layouts[name][2](np.asarray(parameters[name])), dtype
+            )
             for name in names
         }
         write_safetensors(folder / file, arrays, {"format": "pt", FINGERPRINT: fingerprint})

@@ -85,13 +85,19 @@ class HuggingFaceFolder:
                 raise CheckpointError(f"{index} has no weight_map")
             for name, file_name in weight_map.items():
                 if not isinstance(file_name, str) or Path(file_name).name != file_name:
-                    raise CheckpointError(f"{index}: {name} is not in a file of this folder: {file_name!r}")
+                    raise CheckpointError(
+                        f"{index}: {name} is not in a file of this folder: {file_name!r}"
+                    )
             files = {f: SafetensorsFile(self.folder / f) for f in sorted(set(weight_map.values()))}
             for name, file_name in weight_map.items():
                 if name not in files[file_name].names:
-                    raise CheckpointError(f"{self.folder / file_name} lacks {name}, which {INDEX} promises")
+                    raise CheckpointError(
+                        f"{self.folder / file_name} lacks {name}, which {INDEX} promises"
+                    )
             return {name: files[file_name] for name, file_name in weight_map.items()}
-        others = sorted(p.name for p in self.folder.iterdir() if p.suffix in (".bin", ".pt", ".gguf"))
+        others = sorted(
+            p.name for p in self.folder.iterdir() if p.suffix in (".bin", ".pt", ".gguf")
+        )
         hint = f"; {others[0]} cannot be read, convert it to safetensors" if others else ""
         raise CheckpointError(f"{self.folder} has neither model.safetensors nor {INDEX}{hint}")
 
@@ -124,7 +130,9 @@ class HuggingFaceFolder:
             elif not theirs.endswith("rotary_emb.inv_freq"):
                 problems.append(f"{self._where[theirs].path.name}: unknown tensor {theirs}")
         if problems:
-            shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if problems[20:] else [])
+            shown = problems[:20] + (
+                [f"... and {len(problems) - 20} more"] if problems[20:] else []
+            )
             raise CheckpointError(
                 f"{self.folder} does not fit its config.json:\n  " + "\n  ".join(shown)
             )

@@ -19,7 +19,13 @@ from pathlib import Path
 
 SEPARATOR = "<|endoftext|>"
 START, END = "<start_of_turn>", "<end_of_turn>"
-CONTINUE = ("What happened next?", "And then?", "Please go on.", "Tell me more.", "How does it end?")
+CONTINUE = (
+    "What happened next?",
+    "And then?",
+    "Please go on.",
+    "Tell me more.",
+    "How does it end?",
+)
 COMMON = frozenset(
     "a about after again all am an and are as asked at away back be because bed best better big but "
     "came can could day did do down every felt find first for found friend friends from fun gave "
@@ -89,7 +95,9 @@ def dialogue(text: str, rng: random.Random) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--hold-out", type=float, default=0.05, help="share of documents (0.05)")

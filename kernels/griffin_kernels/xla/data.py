@@ -38,7 +38,9 @@ def read_documents(files: Sequence[str | os.PathLike]) -> list[str]:
     return documents
 
 
-def train_tokenizer(documents: Sequence[str], vocab_size: int, path: str | os.PathLike) -> Tokenizer:
+def train_tokenizer(
+    documents: Sequence[str], vocab_size: int, path: str | os.PathLike
+) -> Tokenizer:
     """Train a SentencePiece vocabulary with Gemma's conventions and write it to ``path``.
 
     Byte-pair merges, byte fallback, single digits, no dummy prefix, no normalisation; ids pad 0,
@@ -119,7 +121,9 @@ class Packed:
         return Batch(tokens, positions, labels, weights)
 
 
-def pack(documents: Sequence[Sequence[int]], length: int, order: np.ndarray | None = None) -> Packed:
+def pack(
+    documents: Sequence[Sequence[int]], length: int, order: np.ndarray | None = None
+) -> Packed:
     """Fill rows of ``length`` tokens with whole documents: best fit among the latest open rows.
 
     A document longer than a row is cut into pieces that start at position 0 like documents of

@@ -17,7 +17,9 @@ CHUNK = 512
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def cross_entropy_sum(embedding: Array, x: Array, labels: Array, weights: Array, cap: float) -> Array:
+def cross_entropy_sum(
+    embedding: Array, x: Array, labels: Array, weights: Array, cap: float
+) -> Array:
     """Sum over tokens of ``weight * -log p(label)`` in nats.
 
     Parameters

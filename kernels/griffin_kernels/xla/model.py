@@ -17,7 +17,15 @@ from jax import Array
 
 from griffin_kernels.xla.scan_xla import SCANS
 
-__all__ = ["apply_rope", "forward", "hidden", "local_attention", "rg_lru", "rope_tables", "sqrt_clipped"]
+__all__ = [
+    "apply_rope",
+    "forward",
+    "hidden",
+    "local_attention",
+    "rg_lru",
+    "rope_tables",
+    "sqrt_clipped",
+]
 
 RG_LRU_C = 8.0
 MAX_SQRT_GRADIENT = 1000.0
@@ -89,13 +97,17 @@ def linear(p: dict, x: Array) -> Array:
 
 def mlp(p: dict, x: Array) -> Array:
     """Gated MLP (Griffin 2.2): GeLU on one of two branches."""
-    return linear(p["down"], jax.nn.gelu(linear(p["gate"], x), approximate=True) * linear(p["up"], x))
+    return linear(
+        p["down"], jax.nn.gelu(linear(p["gate"], x), approximate=True) * linear(p["up"], x)
+    )
 
 
 def recurrent_block(p: dict, x: Array, positions: Array, scan: str) -> Array:
     """Recurrent block (Griffin 2.3, figure 2c)."""
     y = jax.nn.gelu(linear(p["linear_y"], x), approximate=True)
-    h = rg_lru(p["rg_lru"], causal_conv(p["conv"], linear(p["linear_x"], x), positions), positions, scan)
+    h = rg_lru(
+        p["rg_lru"], causal_conv(p["conv"], linear(p["linear_x"], x), positions), positions, scan
+    )
     return linear(p["linear_out"], y * h)
 
 

@@ -162,7 +162,9 @@ class Trainer:
     def train_step(self) -> float:
         """One update; returns the batch's mean loss in nats per token."""
         batch = next(self._batches)
-        self._carry, loss = self._update(self._carry, batch.tokens, batch.positions, batch.labels, batch.weights)
+        self._carry, loss = self._update(
+            self._carry, batch.tokens, batch.positions, batch.labels, batch.weights
+        )
         self.step += 1
         self.tokens_seen += int((batch.positions >= 0).sum())
         return float(loss)
@@ -260,7 +262,9 @@ class Trainer:
 def _differences(old: dict, new: dict) -> str:
     old, new = flatten(old), flatten(new)
     return ", ".join(
-        f"{k}: {old.get(k)} then, {new.get(k)} now" for k in sorted(old | new) if old.get(k) != new.get(k)
+        f"{k}: {old.get(k)} then, {new.get(k)} now"
+        for k in sorted(old | new)
+        if old.get(k) != new.get(k)
     )
 
 
