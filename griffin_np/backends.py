@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ DEMO = Path(__file__).parent / "demo"
 """Folder of the embedded demo model."""
 
 
-def model_class(backend: str | None) -> type[Model]:
+def model_class(backend: str | None) -> Callable[..., Model]:
     """The model class of an engine; None is the default engine.
 
     Raises

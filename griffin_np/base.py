@@ -20,9 +20,7 @@ from griffin_np.notation import Trace, no_trace
 from griffin_np.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from griffin_np.generate import Generation, Piece
+    from griffin_np.generate import Generation, Stream
     from griffin_np.tokenizer import Tokenizer
 
 __all__ = ["GenerationDefaults", "Model"]
@@ -32,7 +30,7 @@ POSITION_LIMIT = 2**31
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What a checkpoint's ``generation_config.json`` says about sampling; None where it is silent."""
+    """What a checkpoint's ``generation_config.json`` says about sampling; None: it says nothing."""
 
     temperature: float | None = None
     top_k: int | None = None
@@ -266,7 +264,7 @@ class Model(ABC):
 
         return generate(self, prompts, **options)
 
-    def stream(self, prompt, **options) -> Iterator[Piece]:
+    def stream(self, prompt, **options) -> Stream:
         """Continue a prompt piece by piece; see :func:`griffin_np.generate.stream`."""
         from griffin_np.generate import stream
 

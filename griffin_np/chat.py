@@ -50,7 +50,8 @@ def turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
         If a message has no role or content, a role is unknown, or user and model do not alternate
         beginning with the user.
     """
-    system, result = "", []
+    system = ""
+    result: list[tuple[str, str]] = []
     for i, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         if not isinstance(content, str):

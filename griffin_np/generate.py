@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,7 +118,7 @@ def generate(
         For options, tokens or a state that cannot be used.
     """
     single = isinstance(prompts, str) or all(isinstance(p, int | np.integer) for p in prompts)
-    rows = [prompts] if single else list(prompts)
+    rows = cast("list[Prompt]", [prompts] if single else list(prompts))
     if not rows:
         return []
     run = _Run(model, rows, **options)
@@ -203,7 +204,7 @@ class _Run:
     def steps(self) -> Iterator[list[Piece]]:
         """Generate; after each step give every row's new piece."""
         rows = self._rows
-        logits = self._prefill()
+        logits: NDArray | None = self._prefill()
         started = time.perf_counter()
         for row in rows:
             if not self._max_tokens:
@@ -257,15 +258,15 @@ class _Run:
                 tokens[:, part], positions[:, part], self._state, "last"
             )
             assert logits is not None
-            ends_here = (positions[:, part] >= 0).any(axis=1)
-            last = logits if last is None else np.where(ends_here[:, None], logits, last)
+            ends_here = (positions[:, part] >= 0).any(axis=1, keepdims=True)
+            last = logits if last is None else np.where(ends_here, logits, last)
             if self._progress:
                 self._progress(min(start + PREFILL_STEP, length), length)
         self._prompt_seconds = time.perf_counter() - started
         assert last is not None
         return last
 
-    def _feed(self, logits: str) -> NDArray | None:
+    def _feed(self, logits: Literal["last", "none"]) -> NDArray | None:
         """Put the pending tokens into the state; rows that have none stay as they are."""
         positions = np.where(self._pending >= 0, self._state.position[:, None], -1)
         out, self._state = self._model(np.maximum(self._pending, 0), positions, self._state, logits)

@@ -24,7 +24,7 @@ are stored as the checkpoints store them: what multiplies is ``1 + scale``.
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -111,6 +111,7 @@ def flatten(tree: Mapping) -> dict:
 
 
 def _leaves(node, prefix: str) -> Iterator[tuple[str, object]]:
+    items: Iterable[tuple[str, object]]
     if isinstance(node, Mapping):
         items = node.items()
     elif isinstance(node, list | tuple):
@@ -231,7 +232,7 @@ def _initial_variance(leaf: str, config: GriffinConfig) -> float:
 
 
 def _initial_a_param(uniform: np.ndarray, low: float = 0.9, high: float = 0.999) -> np.ndarray:
-    """Softplus pre-image of ``-log(radius)``, the radius uniform by area in the ring [low, high]."""
+    """Softplus pre-image of ``-log(radius)``, the radius uniform by area in [low, high]."""
     area = uniform.astype(np.float64) * (high**2 - low**2) + low**2
     log_radius = 0.5 * np.log(area + 1e-8)
     return np.log(np.expm1(-log_radius)).astype(np.float32)

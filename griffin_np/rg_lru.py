@@ -44,7 +44,7 @@ def input_gate(p: dict, x: Channels) -> Channels:
 def log_decay(p: dict, r: Channels) -> Channels:
     """Equation (3) through its logarithm (appendix A): ``log a_t = c r_t log a``.
 
-    Checkpoints store ``a_param = -Lambda``, so ``log a = log sigmoid(Lambda) = -softplus(a_param)``.
+    Checkpoints store ``a_param = -Lambda``: ``log a = log sigmoid(Lambda) = -softplus(a_param)``.
     """
     return -C * r * softplus(p["a_param"])
 
@@ -122,11 +122,12 @@ def step(p: dict, x: Hidden, position: int, h: Hidden) -> Hidden:
 
     x and h are of shape (R,), and so is the result, which is both the output and the next state.
     """
-    r, i = recurrence_gate(p, x[None])[0], input_gate(p, x[None])[0]
+    x = x[None]  # a sequence of one
+    gated = input_gate(p, x) * x
     if position == 0:
-        return i * x
-    log_a = log_decay(p, r)
-    return np.exp(log_a) * h + multiplier(log_a) * (i * x)
+        return gated[0]
+    log_a = log_decay(p, recurrence_gate(p, x))
+    return (np.exp(log_a) * h + multiplier(log_a) * gated)[0]
 
 
 def block_diagonal(x: Channels, w: Floats, b: Floats) -> Channels:

@@ -190,7 +190,7 @@ class State:
     def with_arrays(self, arrays: dict[str, NDArray], position: NDArray) -> "State":
         """A state of the same model made of other arrays, named as :meth:`arrays` names them."""
         layers = tuple(
-            replace(layer, **{f.name: arrays[f"layers.{i}.{f.name}"] for f in fields(layer)})
+            type(layer)(**{f.name: arrays[f"layers.{i}.{f.name}"] for f in fields(layer)})
             for i, layer in enumerate(self.layers)
         )
         return replace(self, layers=layers, position=position)

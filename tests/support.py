@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import strategies as st
+
 from griffin_np import GriffinConfig
 from griffin_np.model import NumPyModel
 from griffin_np.params import nest, parameter_shapes
-from hypothesis import strategies as st
 
 # Allowed difference over the largest magnitude at hand, for two computations of the same model in
 # the same dtype: unit roundoff times the few thousand roundings that a small model puts in a row.

@@ -82,7 +82,8 @@ class SafetensorsFile:
         dtype = self._header[name]["dtype"]
         if dtype not in known:
             raise CheckpointError(
-                f"{self.path}: {name} has the unsupported dtype {dtype}; supported: {', '.join(known)}"
+                f"{self.path}: {name} has the unsupported dtype {dtype}; "
+                f"supported: {', '.join(known)}"
             )
         return known[dtype]
 
@@ -125,7 +126,10 @@ def replacing(path: Path) -> Iterator[Path]:
         raise CheckpointError(f"cannot write {path}: there is no folder {path.parent}")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # safetensors would leave the file to its owner alone
         yield partial
+        partial.chmod(mode)
         partial.replace(path)
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error}") from None

@@ -45,7 +45,7 @@ _BLOCK: dict[str, Layout] = {
     "recurrent.rg_lru.b_x": ("temporal_block.rg_lru.input_gate_bias", _same, _same),
     "recurrent.rg_lru.a_param": ("temporal_block.rg_lru.recurrent_param", _same, _same),
     **{
-        f"{ours}.{part}": (f"{theirs}.{part}", *((_transposed,) * 2 if part == "weight" else (_same,) * 2))
+        f"{ours}.{part}": (f"{theirs}.{part}", turn, turn)
         for ours, theirs in {
             "recurrent.linear_y": "temporal_block.linear_y",
             "recurrent.linear_x": "temporal_block.linear_x",
@@ -58,7 +58,7 @@ _BLOCK: dict[str, Layout] = {
             "mlp.up": "mlp_block.up_proj",
             "mlp.down": "mlp_block.down_proj",
         }.items()
-        for part in ("weight", "bias")
+        for part, turn in (("weight", _transposed), ("bias", _same))
     },
 }  # fmt: skip
 

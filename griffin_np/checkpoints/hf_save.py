@@ -114,7 +114,7 @@ def _write_weights(folder: Path, config, parameters, dtype: np.dtype, fingerprin
             room = SHARD_BYTES
         shards[-1].append(name)
         room -= size
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, names in enumerate(shards):
         file = (
             "model.safetensors"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What the demo model is judged against: n-grams and xz, in held-out bits per byte.
+r"""What the demo model is judged against: n-grams and xz, in held-out bits per byte.
 
-    python kernels/demo/baselines.py --tokenizer tokenizer.model --train train.txt \\
+    python kernels/demo/baselines.py --tokenizer tokenizer.model --train train.txt \
         --heldout heldout.txt [--order 5] [--json]
 
 The n-gram models are interpolated modified Kneser-Ney (Chen and Goodman 1999) over the same tokens
@@ -25,8 +25,6 @@ import numpy as np
 sys.path.extend(str(Path(__file__).resolve().parents[i]) for i in (2, 1))
 
 from griffin_kernels.xla.data import SEPARATOR, read_documents
-
-# isort: split
 from griffin_np.errors import GriffinError
 from griffin_np.tokenizer import Tokenizer
 
@@ -41,6 +39,7 @@ def discounts(counts: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     counts : (grams,) integers
+        How often each distinct n-gram of one order was counted.
 
     Returns
     -------

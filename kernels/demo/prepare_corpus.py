@@ -27,15 +27,18 @@ CONTINUE = (
     "How does it end?",
 )
 COMMON = frozenset(
-    "a about after again all am an and are as asked at away back be because bed best better big but "
-    "came can could day did do down every felt find first for found friend friends from fun gave "
-    "get go good got had happy has have he help her here him his home house how i in into is it just "
-    "know like little liked live lived long look looked lot made make many me more most mother much "
-    "my name named near new nice no not now of old on once one or other our out over people place "
-    "play played proud put ran said same sad saw say she so some something special story sun take "
-    "that the their them then there these they thing things this thought time to together told too "
-    "took tried two until up upon us very walk want wanted was way we well went were what when where "
-    "while who will with would you your even never always also right felt mom dad water way".split()
+    """
+    a about after again all am an and are as asked at away back be because bed best better
+    big but came can could day did do down every felt find first for found friend friends
+    from fun gave get go good got had happy has have he help her here him his home house how
+    i in into is it just know like little liked live lived long look looked lot made make
+    many me more most mother much my name named near new nice no not now of old on once one
+    or other our out over people place play played proud put ran said same sad saw say she
+    so some something special story sun take that the their them then there these they thing
+    things this thought time to together told too took tried two until up upon us very walk
+    want wanted was way we well went were what when where while who will with would you your
+    even never always also right mom dad water
+    """.split()
 )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from griffin_np.errors import TokenizerError
 from griffin_np.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
 
@@ -57,7 +58,7 @@ def train_tokenizer(
         prefix = Path(folder) / "tokenizer"
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(line for text in documents for line in text.split("\n") if line),
+                sentence_iterator=(line for text in documents for line in text.split("\n") if line),
                 model_prefix=str(prefix),
                 model_type="bpe",
                 vocab_size=vocab_size,

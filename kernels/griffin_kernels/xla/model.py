@@ -12,10 +12,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from griffin_np.config import RECURRENT, GriffinConfig
 from jax import Array
 
 from griffin_kernels.xla.scan_xla import SCANS
+from griffin_np.config import RECURRENT, GriffinConfig
 
 __all__ = [
     "apply_rope",
@@ -159,7 +159,7 @@ sqrt_clipped.defvjp(_sqrt_forward, _sqrt_backward)
 
 
 def rope_tables(config: GriffinConfig, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines for positions 0 to ``length - 1``, (length, rotary_dim / 2), from float64."""
+    """Cosines and sines of positions below ``length``, (length, rotary_dim / 2), from float64."""
     half = config.rotary_dim // 2
     frequency = config.rope_base ** -(np.arange(half) / max(half, 1))
     angle = np.arange(length)[:, None] * frequency

@@ -5,6 +5,7 @@ norms and biases), the derivative of the square root clipped at 1000. A run is a
 its options and its text; a checkpoint holds the weights, the optimiser's state and the step.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -19,16 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from griffin_np.config import GriffinConfig
-from griffin_np.errors import CheckpointError, ConfigError
-from griffin_np.params import flatten, init_parameters, nest
-from griffin_np.tokenizer import Tokenizer
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from griffin_kernels.xla.data import Packed, batches, pack
 from griffin_kernels.xla.loss import cross_entropy_sum
 from griffin_kernels.xla.model import hidden
+from griffin_np.config import GriffinConfig
+from griffin_np.errors import CheckpointError, ConfigError
+from griffin_np.params import flatten, init_parameters, nest
+from griffin_np.tokenizer import Tokenizer
 
 __all__ = ["TrainOptions", "Trainer", "decay_mask", "optimizer"]
 
@@ -147,9 +148,10 @@ class Trainer:
             "options": asdict(options),
             "documents": len(documents),
             "tokens": sum(map(len, documents)),
+            "text": _digest(documents),
         }
         if self.folder is not None:
-            self._resume()
+            self._resume(self.folder)
         self._batches = batches(
             documents, options.length, options.batch_size, options.seed, skip=self.step
         )
@@ -239,8 +241,8 @@ class Trainer:
             old.unlink()
         return target
 
-    def _resume(self) -> None:
-        for path in sorted(self.folder.glob("step-*.safetensors"), reverse=True):
+    def _resume(self, folder: Path) -> None:
+        for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
             try:
                 with safe_open(path, framework="np") as file:
                     meta = json.loads(file.metadata()["run"])
@@ -250,13 +252,20 @@ class Trainer:
             if meta["identity"] != self._identity:
                 changed = _differences(meta["identity"], self._identity)
                 raise CheckpointError(
-                    f"{self.folder} holds a run with other settings ({changed}): "
+                    f"{folder} holds a run with other settings ({changed}): "
                     f"repeat them to resume it, or choose another folder"
                 )
             structure = jax.tree.structure(self._carry)
             self._carry = jax.tree.unflatten(structure, [jnp.asarray(x) for x in leaves])
             self.step, self.tokens_seen = meta["step"], meta["tokens_seen"]
             return
+
+
+def _digest(documents: Sequence[Sequence[int]]) -> str:
+    digest = hashlib.sha256()
+    for ids in documents:
+        digest.update(np.asarray(ids, "<i4").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _differences(old: dict, new: dict) -> str:

@@ -1,0 +1,158 @@
+"""Options that several verbs share, and what they mean."""
+
+import argparse
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Iterator
+
+from griffin_np.base import Model
+from griffin_np.errors import ConfigError, SamplingError
+
+__all__ = [
+    "add_model_options",
+    "add_sampling_options",
+    "load_model",
+    "read_prompt",
+    "sampling_options",
+    "say",
+    "thread_limit",
+]
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """``--model``, ``--backend``, ``--dtype``, ``--window``, ``--threads``."""
+    env = os.environ.get
+    group = parser.add_argument_group(
+        "model (defaults from GRIFFIN_NP_MODEL, _BACKEND, _DTYPE, _THREADS)"
+    )
+    group.add_argument("-m", "--model", metavar="FOLDER", default=env("GRIFFIN_NP_MODEL"),
+                       help="checkpoint folder (default: the embedded demo model)")  # fmt: skip
+    group.add_argument("--backend", default=env("GRIFFIN_NP_BACKEND"), help="engine: numpy")
+    group.add_argument("--dtype", default=env("GRIFFIN_NP_DTYPE"), help="float32 or float64")
+    group.add_argument("--window", type=int, metavar="W",
+                       help="past positions that attention sees (default: as trained)")  # fmt: skip
+    group.add_argument("-t", "--threads", type=int, metavar="N", default=env("GRIFFIN_NP_THREADS"),
+                       help="threads of the matrix products")  # fmt: skip
+
+
+def add_sampling_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
+    """Length, randomness and penalties."""
+    group = parser.add_argument_group(
+        "sampling (greedy unless the checkpoint or an option says otherwise)"
+    )
+    add = group.add_argument
+    add(
+        "-n",
+        "--max-tokens",
+        type=int,
+        default=max_tokens,
+        metavar="N",
+        help=f"tokens at most ({max_tokens})",
+    )
+    add("--temp", "--temperature", dest="temperature", type=float, metavar="T", help="0 is greedy")
+    add("--top-k", type=int, metavar="K", help="keep the K most probable tokens")
+    add(
+        "--top-p", type=float, metavar="P", help="keep the most probable tokens that reach P in sum"
+    )
+    add(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="keep tokens at least P times as probable as the best",
+    )
+    add("--repetition-penalty", "--repeat-penalty", type=float, metavar="R", help="1 is none")
+    add("--presence-penalty", type=float, metavar="X", help="0 is none")
+    add("--frequency-penalty", type=float, metavar="X", help="0 is none")
+    add("--repeat-last-n", "--repetition-context-size", type=int, metavar="N",
+        help="tokens that penalties look back on (64; -1 all)")  # fmt: skip
+    add(
+        "--logit-bias", action="append", default=[], metavar="ID=X", help="add X to a token's logit"
+    )
+    add("--seed", type=int, metavar="S", help="the same seed gives the same text (default: random)")
+    add(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; repeatable",
+    )
+    add("--ignore-eos", action="store_true", help="do not end at end tokens")
+
+
+SAMPLING = (
+    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "repeat_last_n",
+)  # fmt: skip
+
+
+def sampling_options(args: argparse.Namespace) -> dict:
+    """Keyword arguments for ``generate`` from parsed options; what was not given is left out."""
+    options = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    if args.logit_bias:
+        options["logit_bias"] = dict(_bias(text) for text in args.logit_bias)
+    if args.seed is not None:
+        options["seed"] = args.seed
+    return {
+        **options,
+        "max_tokens": args.max_tokens,
+        "stop": args.stop,
+        "ignore_eos": args.ignore_eos,
+    }
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, value = text.partition("=")
+    try:
+        return int(token), float(value)
+    except ValueError:
+        raise SamplingError(f"--logit-bias takes ID=VALUE, got {text!r}") from None
+
+
+def load_model(args: argparse.Namespace) -> Model:
+    """The model that the options name."""
+    import griffin_np as gnp
+
+    return gnp.load(args.model, args.backend, args.dtype, window=args.window)
+
+
+@contextlib.contextmanager
+def thread_limit(threads: int | str | None) -> Iterator[None]:
+    """Bound the threads of NumPy's matrix products inside the block."""
+    if threads is None:
+        yield
+        return
+    try:
+        count = int(threads)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise ConfigError(f"threads must be an integer of at least 1, got {threads!r}")
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(count):
+        yield
+
+
+def read_prompt(text: str | None) -> str:
+    """The prompt; ``-``, or none at all when something is piped in, means standard input."""
+    if text == "-" or (text is None and not sys.stdin.isatty()):
+        try:
+            return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise SamplingError(f"standard input is not UTF-8 text: {error}") from None
+    return text or ""
+
+
+def say(message: str, quiet: bool = False) -> None:
+    """A line to stderr."""
+    if not quiet:
+        print(message, file=sys.stderr, flush=True)
+
+
+def human_bytes(size: float) -> str:
+    """``12.3 MB`` and the like, in powers of ten."""
+    power = min(int(math.log(max(size, 1), 1000)), 4)
+    digits = (0, 1, 1, 2, 2)[power]
+    return f"{size / 1000**power:.{digits}f} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
