@@ -211,5 +211,9 @@ class Conversation:
             raise StateError(
                 f"{path} is a state without a conversation: use it with generate --state-in"
             )
-        saved = json.loads(content)
-        self.state, self.system, self.messages = state, saved["system"], saved["messages"]
+        try:
+            saved = json.loads(content)
+            system, messages = saved["system"], saved["messages"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise StateError(f"{path} holds a damaged conversation: {error!r}") from None
+        self.state, self.system, self.messages = state, system, messages

@@ -119,8 +119,6 @@ def generate(
     """
     single = isinstance(prompts, str) or all(isinstance(p, int | np.integer) for p in prompts)
     rows = cast("list[Prompt]", [prompts] if single else list(prompts))
-    if not rows:
-        return []
     run = _Run(model, rows, **options)
     for _ in run.steps():
         pass
@@ -186,7 +184,11 @@ class _Run:
         self._model = model
         self._max_tokens = int(max_tokens)
         self._sampler = make_sampler(model, **sampling)
-        self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+            raise SamplingError(f"seed must be an integer of at least 0, got {seed!r}")
+        self.seed = int(seed)
         stops = [stop] if isinstance(stop, str) else list(stop)
         if any(not isinstance(s, str) or not s for s in stops):
             raise SamplingError(f"stop strings must be non-empty text, got {stops!r}")
@@ -197,6 +199,7 @@ class _Run:
             raise StateError(f"the state has {state.batch} row(s) for {len(ids)} prompt(s)")
         self._rows = [_Row(model, row, self.seed, i, stops, ends) for i, row in enumerate(ids)]
         self._state = state or model.init_state(len(ids))
+        self._first: NDArray | None = None  # logits after the prompts, once these have been read
         self._progress = progress
         self._pending = np.full((len(ids), 1), -1, np.int64)  # tokens not yet in the state
         self._prompt_seconds = self._generation_seconds = 0.0
@@ -214,7 +217,8 @@ class _Run:
             return
         for n in range(1, self._max_tokens + 1):
             if n > 1:
-                logits = self._feed("last")
+                logits, self._state = self._feed("last")
+                self._pending[:] = -1
             assert logits is not None
             for i, row in enumerate(rows):
                 if row.reason is None:
@@ -238,11 +242,13 @@ class _Run:
         ]  # fmt: skip
 
     def state_after(self) -> State:
-        if (self._pending >= 0).any():
-            self._feed("none")
-        return self._state
+        self._prefill()
+        return self._feed("none")[1] if (self._pending >= 0).any() else self._state
 
     def _prefill(self) -> NDArray:
+        """Logits after the prompts, which the first call reads."""
+        if self._first is not None:
+            return self._first
         started = time.perf_counter()
         prompts = [row.prompt for row in self._rows]
         length = max(map(len, prompts))
@@ -251,12 +257,11 @@ class _Run:
         for i, ids in enumerate(prompts):
             tokens[i, : len(ids)] = ids
             positions[i, : len(ids)] = self._state.position[i] + np.arange(len(ids))
+        state = self._state
         last: NDArray | None = None
         for start in range(0, length, PREFILL_STEP):
             part = slice(start, start + PREFILL_STEP)
-            logits, self._state = self._model(
-                tokens[:, part], positions[:, part], self._state, "last"
-            )
+            logits, state = self._model(tokens[:, part], positions[:, part], state, "last")
             assert logits is not None
             ends_here = (positions[:, part] >= 0).any(axis=1, keepdims=True)
             last = logits if last is None else np.where(ends_here, logits, last)
@@ -264,14 +269,13 @@ class _Run:
                 self._progress(min(start + PREFILL_STEP, length), length)
         self._prompt_seconds = time.perf_counter() - started
         assert last is not None
+        self._first, self._state = last, state
         return last
 
-    def _feed(self, logits: Literal["last", "none"]) -> NDArray | None:
-        """Put the pending tokens into the state; rows that have none stay as they are."""
+    def _feed(self, logits: Literal["last", "none"]) -> tuple[NDArray | None, State]:
+        """Logits and state after the pending tokens; rows that have none stay as they are."""
         positions = np.where(self._pending >= 0, self._state.position[:, None], -1)
-        out, self._state = self._model(np.maximum(self._pending, 0), positions, self._state, logits)
-        self._pending[:] = -1
-        return out
+        return self._model(np.maximum(self._pending, 0), positions, self._state, logits)
 
 
 class _Row:
@@ -314,8 +318,10 @@ class _Row:
         self.reason = self.reason or reason
 
     def take(self) -> Piece:
-        """The piece that has become certain since the last call."""
+        """The piece that has become certain since the last call; an empty one has no tokens."""
         piece = Piece(self._new_text)
+        if not piece and self.reason is None:
+            return piece
         piece.tokens = tuple(self.tokens[self._taken :])
         piece.logprobs = tuple(self.logprobs[self._taken :])
         piece.finish_reason = self.reason

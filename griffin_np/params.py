@@ -22,7 +22,6 @@ Matrices multiply from the right, ``x @ weight``, so their shape is (inputs, out
 are stored as the checkpoints store them: what multiplies is ``1 + scale``.
 """
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -249,6 +248,8 @@ def fingerprint(tree: Mapping, config: GriffinConfig) -> str:
     str
         32 hexadecimal digits.
     """
+    import hashlib  # here, because importing griffin_np must stay quick
+
     digest = hashlib.sha256()
     flat = flatten(tree)
     for name, shape in parameter_shapes(config).items():

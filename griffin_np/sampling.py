@@ -90,6 +90,8 @@ class Sampler:
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise SamplingError(f"{name} must be an integer of at least {low}, got {value!r}")
         for token, bias in self.logit_bias.items():
+            if isinstance(token, bool) or not isinstance(token, int | np.integer):
+                raise SamplingError(f"logit_bias must be keyed by token ids, got {token!r}")
             if math.isnan(bias) or bias == inf:
                 raise SamplingError(
                     f"logit_bias of token {token} must be finite or -inf, got {bias}"
@@ -119,8 +121,14 @@ class Sampler:
                 f"the logit of token {wrong[0]} is {z[wrong[0]]} ({wrong.size} such in all): "
                 f"the model's weights or state are damaged"
             )
-        self._add_bias(z)
-        self._penalise(z, history)
+        with np.errstate(over="ignore"):
+            self._add_bias(z)
+            self._penalise(z, history)
+        if (z == np.inf).any():
+            raise SamplingError(
+                f"bias and penalties take the logit of token {z.argmax()} to infinity: "
+                f"use smaller ones"
+            )
         if not np.isfinite(z).any():
             raise SamplingError("every token is ruled out: nothing can be sampled")
         if self.temperature == 0:

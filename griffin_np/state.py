@@ -4,7 +4,6 @@ Per recurrent block the last inputs of the convolution and the state of the RG-L
 block a ring of the last W keys and values. Rows are independent texts.
 """
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -225,6 +224,8 @@ class State:
 
         ``metadata`` may hold further strings, which :meth:`read_metadata` returns.
         """
+        import json
+
         from griffin_np.checkpoints.files import write_safetensors
 
         header = {
@@ -248,6 +249,8 @@ class State:
         StateError
             If the file is missing, damaged, no state, or of another format version.
         """
+        import json
+
         arrays, header = _read(Path(path))
         try:
             config = GriffinConfig.from_dict(json.loads(header["config"]))

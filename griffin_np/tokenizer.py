@@ -67,19 +67,13 @@ class Tokenizer:
         TokenizerError
             If ``text`` is no string, or has half a surrogate pair in it.
         """
-        if not isinstance(text, str):
-            raise TokenizerError(f"text must be a str, got {type(text).__name__}")
-        if bos:
-            text = text.removeprefix(self.id_to_piece(self.bos_id))
-        try:
-            ids = self._processor.encode(text)
-        except UnicodeEncodeError as error:
-            raise TokenizerError(f"text is not valid Unicode: {error}") from None
+        ids = self._processor.encode(self._text(text, bos))
         return [self.bos_id, *ids] if bos else ids
 
     def encode_batch(self, texts: Sequence[str], bos: bool = True) -> list[list[int]]:
         """:meth:`encode` of many texts, on all cores."""
-        encoded = self._processor.encode(list(texts), num_threads=os.cpu_count() or 1)
+        texts = [self._text(text, bos) for text in texts]
+        encoded = self._processor.encode(texts, num_threads=os.cpu_count() or 1)
         return [[self.bos_id, *ids] for ids in encoded] if bos else encoded
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -110,6 +104,15 @@ class Tokenizer:
         sp = self._processor
         return {i: int(sp.id_to_piece(i)[3:5], 16) for i in range(self.vocab_size) if sp.is_byte(i)}
 
+    def _text(self, text: str, bos: bool) -> str:
+        if not isinstance(text, str):
+            raise TokenizerError(f"text must be a str, got {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TokenizerError(f"text is not valid Unicode: {error}") from None
+        return text.removeprefix(self.id_to_piece(self.bos_id)) if bos else text
+
     def _checked(self, token: int) -> int:
         if not 0 <= token < self.vocab_size:
             raise TokenizerError(
@@ -127,8 +130,9 @@ class IncrementalDecoder:
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        # The token before the held ones: SentencePiece may treat the first token of a sequence
-        # differently (dummy prefix), so what follows is always decoded behind a predecessor.
+        # With a dummy prefix SentencePiece strips spaces at the beginning of a sequence. So tokens
+        # are decoded behind those before them, and as soon as there is text, behind an unknown
+        # one: it has text of its own, and bytes that follow cannot merge with it.
         self._anchor: list[int] = []
         self._held: list[int] = []
 
@@ -153,8 +157,10 @@ class IncrementalDecoder:
             return ""
         decode = self._tokenizer.decode
         ready, self._held = self._held[:count], self._held[count:]
-        text = decode([*self._anchor, *ready])[len(decode(self._anchor)) :]
-        # A byte token cannot be an anchor: it would merge with bytes that follow.
-        visible = [i for i in ready if i not in self._tokenizer.byte_values and decode([i])]
-        self._anchor = visible[-1:] or self._anchor
+        before = decode(self._anchor)
+        text = decode([*self._anchor, *ready])[len(before) :]
+        if text:
+            self._anchor = [self._tokenizer.unk_id]
+        elif not before:
+            self._anchor += ready
         return text

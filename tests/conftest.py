@@ -1,4 +1,7 @@
-"""Hypothesis profiles: the same cases every time by default, new ones with HYPOTHESIS_PROFILE=explore."""
+"""Hypothesis profiles, and the folder of the large test data.
+
+By default every run draws the same cases; HYPOTHESIS_PROFILE=explore draws new ones.
+"""
 
 import os
 from pathlib import Path

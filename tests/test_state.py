@@ -75,8 +75,8 @@ def test_rows_are_selected_copied_and_joined():
         (lambda s: s.select([[0]]), "rows must be a list of row numbers"),
         (lambda s: s.fork(0), "fork needs at least 1 copy, got 0"),
         (lambda s: State.concat([]), "concat needs at least one state"),
-        (lambda s: State.concat([s, some_state(1, 7)]), "state 1 of concat belongs to a model with other"),
-        (lambda s: State.concat([s, s.astype("float64")]), "state 1 of concat has layers.0.conv in float64"),
+        (lambda s: State.concat([s, some_state(1, 7)]), "state 1 of concat belongs to"),
+        (lambda s: State.concat([s, s.astype("float64")]), "state 1 of concat has layers.0"),
         (lambda s: s.check_model(SMALL.replace(window=9), ""), r"window 8 \(model: 9\)"),
     ],
 )  # fmt: skip

@@ -115,6 +115,7 @@ def _write_weights(folder: Path, config, parameters, dtype: np.dtype, fingerprin
         shards[-1].append(name)
         room -= size
     weight_map: dict[str, str] = {}
+    metadata = {"format": "pt"} | ({FINGERPRINT: fingerprint} if fingerprint else {})
     for i, names in enumerate(shards):
         file = (
             "model.safetensors"
@@ -127,7 +128,7 @@ def _write_weights(folder: Path, config, parameters, dtype: np.dtype, fingerprin
             )
             for name in names
         }
-        write_safetensors(folder / file, arrays, {"format": "pt", FINGERPRINT: fingerprint})
+        write_safetensors(folder / file, arrays, metadata)
         weight_map |= dict.fromkeys(arrays, file)
     if len(shards) > 1:
         write_json(

@@ -8,6 +8,7 @@ griffin-np generate " The end" --state-in story.state
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from griffin_np.cli.common import (
     add_model_options,
@@ -37,11 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from griffin_np.errors import SamplingError
+    from griffin_np.errors import SamplingError, StateError
     from griffin_np.state import State
 
     if args.prompt is not None and args.prompt_option is not None:
         raise SamplingError("the prompt is given twice: as an argument and with --prompt")
+    if args.state_out and not Path(args.state_out).absolute().parent.is_dir():
+        raise StateError(f"cannot write {args.state_out}: there is no such folder")
     given = args.prompt if args.prompt is not None else args.prompt_option
     prompt = read_prompt(given)
     with thread_limit(args.threads):

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import jax
 import jax.numpy as jnp
@@ -189,13 +190,14 @@ class Trainer:
         checkpoint_every: int = 500,
         evaluate_every: int = 500,
         log_every: int = 20,
-        log=sys.stderr,
+        log: TextIO | None = None,
     ) -> float | None:
         """Train to the last step; returns held-out bits per byte, if there is held-out text.
 
-        Progress goes to ``log``: one line every ``log_every`` steps with the loss, tokens/s, the
-        time left and the latest held-out bits per byte.
+        Progress goes to ``log`` (default: stderr): one line every ``log_every`` steps with the
+        loss, tokens/s, the time left and the latest held-out bits per byte.
         """
+        log = log or sys.stderr
         packed = pack(heldout, self.options.length) if len(heldout) else None
         bits = None
         started, first, seen, losses = time.monotonic(), self.step, self.tokens_seen, []

@@ -1,0 +1,317 @@
+"""The JAX model against the reference, its gradients, and training that can be resumed."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax")
+
+import jax.numpy as jnp  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from support import SMALL, TOLERANCE, assert_close, random_model, random_parameters, tokens_for  # noqa: E402
+
+import griffin_np as gnp  # noqa: E402
+from griffin_kernels.xla import data, loss, model, scan_xla  # noqa: E402
+from griffin_kernels.xla.train import Trainer, TrainOptions, decay_mask  # noqa: E402
+from griffin_np.cli import main  # noqa: E402
+from griffin_np.errors import CheckpointError, ConfigError, TokenizerError  # noqa: E402
+from griffin_np.params import flatten, nest  # noqa: E402
+
+few = settings(max_examples=12, deadline=None)
+
+
+def packed_positions(rng, batch: int, length: int) -> np.ndarray:
+    """Rows of documents, some of one token, with padding at the end of some rows."""
+    positions = np.full((batch, length), -1)
+    for row in positions:
+        column, real = 0, length - int(rng.integers(0, 4))
+        while column < real:
+            size = min(int(rng.choice([1, 2, 3, 9, 20])), real - column)
+            row[column : column + size] = np.arange(size)
+            column += size
+    return positions
+
+
+@few
+@given(seed=st.integers(0, 999), length=st.sampled_from([1, 5, 8, 9, 17, 40]),
+       scan=st.sampled_from(sorted(scan_xla.SCANS)), kind=st.sampled_from(["RRA", "A", "R"]),
+       cap=st.sampled_from([0.0, 30.0]))  # fmt: skip
+def test_the_jax_model_agrees_with_the_reference(seed, length, scan, kind, cap):
+    names = {"R": "recurrent", "A": "attention"}
+    config = SMALL.replace(block_pattern=tuple(names[k] for k in kind), depth=len(kind),
+                           logits_soft_cap=cap, num_kv_heads=[1, 3][seed % 2])  # fmt: skip
+    reference = random_model(config, seed)
+    tokens = tokens_for(config, (2, length), seed)
+    positions = packed_positions(np.random.default_rng(seed), 2, length)
+    params = jax.tree.map(jnp.asarray, reference.parameters)
+    found = model.forward(params, tokens, positions, config, scan=scan, remat=bool(seed % 2))
+    expected, _ = reference(tokens, positions)
+    assert_close(np.where((positions >= 0)[..., None], found, 0), expected, "float32", "logits")
+
+
+@few
+@given(seed=st.integers(0, 999), batch=st.integers(1, 3), length=st.integers(1, 33),
+       width=st.integers(1, 9), scan=st.sampled_from(sorted(scan_xla.SCANS)))  # fmt: skip
+def test_scans_and_their_gradients_are_those_of_the_loop(seed, batch, length, width, scan):
+    rng = np.random.default_rng(seed)
+    a = rng.uniform(0, 1, (batch, length, width)) * (rng.random((batch, length, 1)) > 0.2)
+    x, h0 = rng.standard_normal((batch, length, width)), rng.standard_normal((batch, width))
+    weight = rng.standard_normal((batch, length, width))
+    expected, h = np.empty_like(x), h0
+    for t in range(length):
+        h = a[:, t] * h + x[:, t]
+        expected[:, t] = h
+    g, after = np.zeros_like(x), np.zeros_like(h0)
+    for t in reversed(range(length)):
+        g[:, t] = weight[:, t] + after
+        after = a[:, t] * g[:, t]
+    before = np.concatenate([h0[:, None], expected[:, :-1]], axis=1)
+    a32, x32, h32 = (jnp.asarray(z, jnp.float32) for z in (a, x, h0))
+    run = scan_xla.SCANS[scan]
+    assert_close(run(a32, x32, h32), expected, "float32")
+    gradients = jax.grad(lambda *z: jnp.sum(run(*z) * weight), (0, 1, 2))(a32, x32, h32)
+    for found, exact in zip(gradients, (g * before, g, after), strict=True):
+        assert_close(found, exact, "float32", "gradient")
+
+
+@pytest.mark.parametrize("cap", [0.0, 30.0])
+@pytest.mark.parametrize("tokens", [1, 511, 700])
+def test_cross_entropy_in_chunks_is_cross_entropy(cap, tokens):
+    rng = np.random.default_rng(tokens)
+    e, x = rng.standard_normal((19, 6)), rng.standard_normal((tokens, 6)) * 3
+    labels, weights = rng.integers(0, 19, tokens), (rng.random(tokens) > 0.3) * 1.0
+
+    def plain(e, x):
+        z = x @ e.T
+        z = cap * jnp.tanh(z / cap) if cap else z
+        return jnp.sum(weights * (jax.nn.logsumexp(z, -1) - z[jnp.arange(tokens), labels]))
+
+    def chunked(e, x):
+        return loss.cross_entropy_sum(e, x, jnp.asarray(labels), jnp.asarray(weights), cap)
+
+    e, x = jnp.asarray(e, jnp.float32), jnp.asarray(x, jnp.float32)
+    assert_close(chunked(e, x), plain(e, x), "float32")
+    found, expected = jax.grad(chunked, (0, 1))(e, x), jax.grad(plain, (0, 1))(e, x)
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b, "float32", "gradient")
+
+
+def test_gradients_agree_with_finite_differences_of_the_reference():
+    """Along random directions through every kind of weight, in float64 on the reference's side."""
+    config = SMALL.replace(depth=3, vocab_size=20)
+    reference = random_model(config, 5, "float64")
+    tokens = tokens_for(config, (2, 12), 0)
+    flat = flatten(reference.parameters)
+
+    def total(params):
+        x = model.hidden(params, tokens, jnp.tile(jnp.arange(12), (2, 1)), config)
+        return loss.cross_entropy_sum(
+            params["embedding"], x[:, :-1].reshape(-1, 24), jnp.asarray(tokens[:, 1:].ravel()),
+            jnp.ones(22), config.logits_soft_cap,
+        ) / 22  # fmt: skip
+
+    single = nest({k: jnp.asarray(v, jnp.float32) for k, v in flat.items()})
+    gradient = flatten(jax.grad(total)(single))
+    rng, step = np.random.default_rng(0), 1e-6
+    for name, array in flat.items():
+        direction = rng.standard_normal(array.shape)
+        direction /= np.linalg.norm(direction)
+
+        def at(size, name=name, array=array, direction=direction):
+            from griffin_np.model import NumPyModel
+
+            changed = nest({**flat, name: array + size * direction})
+            return NumPyModel(config, changed, "x").loss(tokens, tokens)
+
+        expected = (at(step) - at(-step)) / (2 * step)
+        found = float(np.sum(np.asarray(gradient[name], np.float64) * direction))
+        scale = float(np.linalg.norm(np.asarray(gradient[name])))
+        assert abs(found - expected) <= 4 * TOLERANCE["float32"] * max(scale, 0.1), name
+
+
+def test_the_square_roots_derivative_is_clipped():
+    x = jnp.asarray([0.0, 1e-12, 2.4e-7, 2.6e-7, 0.25, 1.0])
+    derivative = jax.vmap(jax.grad(model.sqrt_clipped))(x)
+    np.testing.assert_allclose(
+        derivative, np.minimum(0.5 / np.sqrt(np.maximum(x, 1e-30)), 1000), rtol=1e-5
+    )
+    np.testing.assert_allclose(model.sqrt_clipped(x), np.sqrt(x), rtol=1e-6)
+
+
+def test_weight_decay_spares_recurrence_norms_and_biases():
+    mask = flatten(decay_mask(random_parameters(SMALL, 0)))
+    decayed = {name for name, decays in mask.items() if decays}
+    assert "embedding" in decayed
+    assert "blocks.0.recurrent.conv.weight" in decayed
+    assert all(name == "embedding" or name.endswith(".weight") for name in decayed)
+    assert not any("rg_lru" in name for name in decayed)
+
+
+documents_of_ids = st.lists(
+    st.lists(st.integers(3, 40), min_size=2, max_size=60), min_size=1, max_size=30
+)
+
+
+@settings(max_examples=60)
+@given(documents=documents_of_ids, length=st.integers(2, 24), seed=st.integers(0, 99))
+def test_packing_loses_and_invents_nothing(documents, length, seed):
+    """Every token after a document's first is a label exactly once, from its own predecessor."""
+    order = np.random.default_rng(seed).permutation(len(documents))
+    packed = data.pack(documents, length, order)
+    batch = packed.batch(0, len(packed.tokens) + 1)
+    found = []
+    for r, c in np.argwhere(batch.weights):
+        assert batch.positions[r, c] >= 0
+        found.append((int(batch.tokens[r, c]), int(batch.labels[r, c])))
+    expected = [pair for d in documents for pair in pairwise(d)]
+    assert sorted(found) == sorted(expected)
+    for row in packed.positions:
+        real = row[row >= 0]
+        assert (row[len(real) :] == -1).all()
+        assert ((real == 0) | (np.diff(real, prepend=-1) == 1)).all()
+
+
+@settings(max_examples=30)
+@given(documents=documents_of_ids, skip=st.integers(0, 25), batch_size=st.integers(1, 4))
+def test_batches_can_be_taken_up_anywhere(documents, skip, batch_size):
+    from itertools import islice
+
+    whole = data.batches(documents, 16, batch_size, seed=3)
+    rest = data.batches(documents, 16, batch_size, seed=3, skip=skip)
+    for expected, found in zip(islice(whole, skip, skip + 3), rest, strict=False):
+        np.testing.assert_array_equal(found.tokens, expected.tokens)
+        np.testing.assert_array_equal(found.positions, expected.positions)
+
+
+def test_documents_are_read_as_they_are_separated(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("one\ntwo\n<|endoftext|>\n\n<|endoftext|>\n three\n")
+    assert data.read_documents([file]) == ["one\ntwo", " three"]
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(TokenizerError, match=r"cannot read .*a.txt as UTF-8"):
+        data.read_documents([file])
+    file.write_text("\n<|endoftext|>\n")
+    with pytest.raises(TokenizerError, match="holds no text"):
+        data.read_documents([file])
+
+
+TINY = SMALL.replace(width=16, num_heads=2, depth=3, vocab_size=50, lru_width=16, mlp_width=24)
+TEXTS = [[2, *(3 + (np.arange(n) * 7 + n) % 40).tolist(), 1] for n in range(5, 60)]
+
+
+def weights(trainer) -> dict:
+    return {name: np.array(array) for name, array in flatten(trainer.params).items()}
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
+    options = TrainOptions(steps=7, batch_size=2, length=32, warmup=2, seed=4)
+    through = Trainer(TINY, options, TEXTS)
+    through.run(log=_Sink())
+    for stop in (1, 4, 6):
+        folder = tmp_path / str(stop)
+        first = Trainer(TINY, options, TEXTS, folder)
+        for _ in range(stop):
+            first.train_step()
+        first.save()
+        first.train_step()  # lost: the run is killed before its next checkpoint
+        second = Trainer(TINY, options, TEXTS, folder)
+        assert second.step == stop
+        second.run(log=_Sink())
+        assert second.tokens_seen == through.tokens_seen
+        for name, array in weights(through).items():
+            np.testing.assert_array_equal(weights(second)[name], array, err_msg=name)
+
+
+class _Sink:
+    def __init__(self):
+        self.lines = []
+
+    def write(self, text):
+        self.lines.append(text)
+
+    def flush(self):
+        pass
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
+    options = TrainOptions(steps=4, batch_size=2, length=32, warmup=1)
+    trainer = Trainer(TINY, options, TEXTS, tmp_path)
+    for _ in range(3):
+        trainer.train_step()
+        last = trainer.save()
+    assert len(list(tmp_path.glob("step-*"))) == 2
+    last.write_bytes(last.read_bytes()[:1000])
+    assert Trainer(TINY, options, TEXTS, tmp_path).step == 2
+
+
+def test_a_run_with_other_settings_is_not_resumed(tmp_path):
+    options = TrainOptions(steps=4, batch_size=2, length=32, warmup=1)
+    trainer = Trainer(TINY, options, TEXTS, tmp_path)
+    trainer.train_step()
+    trainer.save()
+    with pytest.raises(CheckpointError, match="options.seed: 0 then, 1 now"):
+        Trainer(
+            TINY, TrainOptions(steps=4, batch_size=2, length=32, warmup=1, seed=1), TEXTS, tmp_path
+        )
+    with pytest.raises(CheckpointError, match="text: "):
+        Trainer(TINY, options, [[*TEXTS[0][:-2], 5, 1], *TEXTS[1:]], tmp_path)
+
+
+def test_training_learns_and_reports(tmp_path):
+    options = TrainOptions(steps=60, batch_size=4, length=64, warmup=5, learning_rate=1e-2)
+    trainer = Trainer(TINY, options, TEXTS)
+    before, count = trainer.evaluate(data.pack(TEXTS, 64))
+    sink = _Sink()
+    bits = trainer.run(TEXTS, 1000, log=sink, log_every=20, evaluate_every=30)
+    after, _ = trainer.evaluate(data.pack(TEXTS, 64))
+    assert count == sum(len(t) - 1 for t in TEXTS)
+    assert after < 0.5 * before
+    assert bits == pytest.approx(after / np.log(2) / 1000)
+    lines = "".join(sink.lines).splitlines()
+    assert [line.split()[1] for line in lines] == ["20/60", "40/60", "60/60"]
+    assert "held-out" in lines[-1]
+    assert "tokens/s" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"length": 1}, "length must be at least 2 tokens, got 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"warmup": 2000}, r"warmup must be in \[0, steps=1000\], got 2000"),
+    ],
+)
+def test_impossible_options_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainOptions(**change)
+
+
+def test_the_train_verb_writes_a_model_that_generates(tmp_path, capsys):
+    text = "\n<|endoftext|>\n".join(
+        f"the cat number {n} sat on the mat with a hat" for n in range(80)
+    )
+    (tmp_path / "text.txt").write_text(text)
+    argv = ["train", "--data", str(tmp_path / "text.txt"), "--out", str(tmp_path / "m"), "--steps", "12",
+            "--width", "32", "--num-heads", "2", "--depth", "2", "--vocab-size", "300", "--window", "16",
+            "--length", "32", "--batch-size", "2", "--log-every", "6", "--checkpoint-every", "5"]  # fmt: skip
+    assert main(argv) == 0
+    err = capsys.readouterr().err
+    assert "step 12/12" in err
+    assert "held-out" in err
+    made = gnp.load(tmp_path / "m")
+    assert made.config.lru_width == 32
+    assert made.tokenizer.vocab_size == 300
+    assert made.tokenizer.piece_to_id("<start_of_turn>") is not None
+    assert made.generate("the cat", max_tokens=3, ignore_eos=True).text
+    assert main(argv) == 2
+    assert "exists already" in capsys.readouterr().err
+    import shutil
+
+    first = (tmp_path / "m" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "m")
+    assert main(argv) == 0
+    assert "going on at step 12 of 12" in capsys.readouterr().err
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == first
