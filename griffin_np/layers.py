@@ -37,7 +37,7 @@ def linear(p: dict, x: Floats) -> Floats:
 
 def gelu(z: Floats) -> Floats:
     """GeLU by its tanh approximation, as every released model uses it."""
-    return 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+    return 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z * z * z)))
 
 
 def mlp(p: dict, x: Stream) -> Stream:

@@ -19,8 +19,6 @@ from griffin_np.cli import main  # noqa: E402
 from griffin_np.errors import CheckpointError, ConfigError, TokenizerError  # noqa: E402
 from griffin_np.params import flatten, nest  # noqa: E402
 
-few = settings(max_examples=12, deadline=None)
-
 
 def packed_positions(rng, batch: int, length: int) -> np.ndarray:
     """Rows of documents, some of one token, with padding at the end of some rows."""
@@ -34,46 +32,60 @@ def packed_positions(rng, batch: int, length: int) -> np.ndarray:
     return positions
 
 
-@few
-@given(seed=st.integers(0, 999), length=st.sampled_from([1, 5, 8, 9, 17, 40]),
-       scan=st.sampled_from(sorted(scan_xla.SCANS)), kind=st.sampled_from(["RRA", "A", "R"]),
-       cap=st.sampled_from([0.0, 30.0]))  # fmt: skip
-def test_the_jax_model_agrees_with_the_reference(seed, length, scan, kind, cap):
-    names = {"R": "recurrent", "A": "attention"}
-    config = SMALL.replace(block_pattern=tuple(names[k] for k in kind), depth=len(kind),
-                           logits_soft_cap=cap, num_kv_heads=[1, 3][seed % 2])  # fmt: skip
-    reference = random_model(config, seed)
-    tokens = tokens_for(config, (2, length), seed)
-    positions = packed_positions(np.random.default_rng(seed), 2, length)
-    params = jax.tree.map(jnp.asarray, reference.parameters)
-    found = model.forward(params, tokens, positions, config, scan=scan, remat=bool(seed % 2))
-    expected, _ = reference(tokens, positions)
-    assert_close(np.where((positions >= 0)[..., None], found, 0), expected, "float32", "logits")
+NAMES = {"R": "recurrent", "A": "attention"}
 
 
-@few
-@given(seed=st.integers(0, 999), batch=st.integers(1, 3), length=st.integers(1, 33),
-       width=st.integers(1, 9), scan=st.sampled_from(sorted(scan_xla.SCANS)))  # fmt: skip
-def test_scans_and_their_gradients_are_those_of_the_loop(seed, batch, length, width, scan):
-    rng = np.random.default_rng(seed)
-    a = rng.uniform(0, 1, (batch, length, width)) * (rng.random((batch, length, 1)) > 0.2)
-    x, h0 = rng.standard_normal((batch, length, width)), rng.standard_normal((batch, width))
-    weight = rng.standard_normal((batch, length, width))
-    expected, h = np.empty_like(x), h0
-    for t in range(length):
-        h = a[:, t] * h + x[:, t]
-        expected[:, t] = h
-    g, after = np.zeros_like(x), np.zeros_like(h0)
-    for t in reversed(range(length)):
-        g[:, t] = weight[:, t] + after
-        after = a[:, t] * g[:, t]
-    before = np.concatenate([h0[:, None], expected[:, :-1]], axis=1)
-    a32, x32, h32 = (jnp.asarray(z, jnp.float32) for z in (a, x, h0))
+@pytest.mark.parametrize(
+    ("kind", "length", "scan", "cap", "kv_heads"),
+    [
+        ("RRA", 40, "sequential", 30.0, 1),
+        ("RRA", 17, "associative", 0.0, 3),
+        ("A", 8, "sequential", 30.0, 3),
+        ("A", 9, "sequential", 0.0, 1),
+        ("R", 5, "associative", 30.0, 1),
+        ("R", 1, "sequential", 30.0, 1),
+    ],
+)
+def test_the_jax_model_agrees_with_the_reference(kind, length, scan, cap, kv_heads):
+    """Texts shorter than a window, as long, one longer, and of several."""
+    config = SMALL.replace(block_pattern=tuple(NAMES[k] for k in kind), depth=len(kind),
+                           logits_soft_cap=cap, num_kv_heads=kv_heads)  # fmt: skip
+    run = jax.jit(lambda p, t, s: model.forward(p, t, s, config, scan=scan, remat=length == 17))
+    for seed in range(5):
+        reference = random_model(config, seed)
+        tokens = tokens_for(config, (2, length), seed)
+        positions = packed_positions(np.random.default_rng(seed), 2, length)
+        found = run(reference.parameters, tokens, positions)
+        expected, _ = reference(tokens, positions)
+        found = np.where((positions >= 0)[..., None], found, 0)
+        assert_close(found, expected, "float32", f"logits with seed {seed}")
+
+
+@pytest.mark.parametrize("scan", sorted(scan_xla.SCANS))
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 33, 5), (3, 16, 9)])
+def test_scans_and_their_gradients_are_those_of_the_loop(shape, scan):
     run = scan_xla.SCANS[scan]
-    assert_close(run(a32, x32, h32), expected, "float32")
-    gradients = jax.grad(lambda *z: jnp.sum(run(*z) * weight), (0, 1, 2))(a32, x32, h32)
-    for found, exact in zip(gradients, (g * before, g, after), strict=True):
-        assert_close(found, exact, "float32", "gradient")
+    values = jax.jit(run)
+    gradients = jax.jit(jax.grad(lambda a, x, h, w: jnp.sum(run(a, x, h) * w), (0, 1, 2)))
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        batch, length, width = shape
+        a = rng.uniform(0, 1, shape) * (rng.random((batch, length, 1)) > 0.2)
+        x, h0 = rng.standard_normal(shape), rng.standard_normal((batch, width))
+        weight = rng.standard_normal(shape)
+        expected, h = np.empty_like(x), h0
+        for t in range(length):
+            h = a[:, t] * h + x[:, t]
+            expected[:, t] = h
+        g, after = np.zeros_like(x), np.zeros_like(h0)
+        for t in reversed(range(length)):
+            g[:, t] = weight[:, t] + after
+            after = a[:, t] * g[:, t]
+        before = np.concatenate([h0[:, None], expected[:, :-1]], axis=1)
+        given32 = [z.astype(np.float32) for z in (a, x, h0, weight)]
+        assert_close(values(*given32[:3]), expected, "float32")
+        for found, exact in zip(gradients(*given32), (g * before, g, after), strict=True):
+            assert_close(found, exact, "float32", "gradient")
 
 
 @pytest.mark.parametrize("cap", [0.0, 30.0])

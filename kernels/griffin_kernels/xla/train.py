@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TextIO
 
@@ -93,6 +93,7 @@ def decay_mask(params: dict) -> dict:
     return nest({name: decays(name) for name in flatten(params)})
 
 
+@cache
 def optimizer(options: TrainOptions) -> optax.GradientTransformation:
     """AdamW behind a clip of the gradient's global norm, under warm-up and cosine decay."""
     schedule = optax.warmup_cosine_decay_schedule(
@@ -139,11 +140,8 @@ class Trainer:
         params = jax.tree.map(jnp.asarray, init_parameters(config, options.seed))
         self._optimizer = optimizer(options)
         self._carry = (params, self._optimizer.init(params))
-        self._update = jax.jit(
-            partial(_update, config=config, scan=options.scan, optimizer=self._optimizer),
-            donate_argnums=0,
-        )
-        self._loss = jax.jit(partial(_loss_sum, config=config, scan=options.scan))
+        self._update = partial(_update, config=config, scan=options.scan, optimizer=self._optimizer)
+        self._loss = partial(_loss_sum, config=config, scan=options.scan)
         self._identity = {
             "config": config.to_dict(),
             "options": asdict(options),
@@ -279,6 +277,7 @@ def _differences(old: dict, new: dict) -> str:
     )
 
 
+@partial(jax.jit, static_argnames=("config", "scan"))
 def _loss_sum(params, tokens, positions, labels, weights, *, config, scan):
     x = hidden(params, tokens, positions, config, scan=scan)
     return cross_entropy_sum(
@@ -287,6 +286,7 @@ def _loss_sum(params, tokens, positions, labels, weights, *, config, scan):
     )  # fmt: skip
 
 
+@partial(jax.jit, static_argnames=("config", "scan", "optimizer"), donate_argnums=0)
 def _update(carry, tokens, positions, labels, weights, *, config, scan, optimizer):
     params, state = carry
 
