@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from griffin_np.config import GriffinConfig
 from griffin_np.errors import ConfigError, PositionError, StateError, TokenizerError
+from griffin_np.inputs import check_positions, check_tokens, integers
 from griffin_np.notation import Trace, no_trace
 from griffin_np.state import State
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from griffin_np.tokenizer import Tokenizer
 
 __all__ = ["GenerationDefaults", "Model"]
-
-POSITION_LIMIT = 2**31
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ class Model(ABC):
         if (tokens is None) == (inputs_embeds is None):
             raise PositionError("pass either tokens or inputs_embeds, and not both")
         if tokens is not None:
-            inputs = _integers(tokens, "tokens")
+            inputs = integers(tokens, "tokens")
         else:
             inputs = np.asarray(inputs_embeds)
             if inputs.ndim != 3 or inputs.shape[2] != self.config.width or inputs.dtype.kind != "f":
@@ -167,14 +166,14 @@ class Model(ABC):
         if positions is None:
             steps = state.position[:, None] + np.arange(length)
         else:
-            steps = _integers(positions, "positions")
+            steps = integers(positions, "positions")
             if steps.shape != (batch, length):
                 raise PositionError(
                     f"positions have shape {steps.shape}, the input {(batch, length)}"
                 )
         check_positions(steps, state.position)
         if tokens is not None:
-            inputs = _check_tokens(inputs, steps, self.config.vocab_size)
+            inputs = check_tokens(inputs, steps, self.config.vocab_size)
         if any(a.dtype != self.state_dtype for n, a in state.arrays().items() if "rg_lru" not in n):
             state = state.astype(self.state_dtype)
         values, after = self._forward(inputs, steps, state, logits, trace)
@@ -231,7 +230,7 @@ class Model(ABC):
         PositionError
             If labels have another shape, lie outside the vocabulary, or none of them counts.
         """
-        tokens, labels = _integers(tokens, "tokens"), _integers(labels, "labels")
+        tokens, labels = integers(tokens, "tokens"), integers(labels, "labels")
         if labels.shape != tokens.shape:
             raise PositionError(f"labels have shape {labels.shape}, tokens {tokens.shape}")
         logits, _ = self(tokens, positions, state)
@@ -306,59 +305,3 @@ class Model(ABC):
             f"<griffin_np.Model {self.backend} {self.dtype}: {c.num_parameters():,} parameters, "
             f"{c.depth} blocks of width {c.width}, vocabulary {c.vocab_size:,}>"
         )
-
-
-def check_positions(positions: NDArray, start: NDArray) -> None:
-    """Refuse positions that no text can have.
-
-    Parameters
-    ----------
-    positions : array of shape (B, T)
-    start : array of shape (B,)
-        Each row's next position.
-
-    Raises
-    ------
-    PositionError
-        Naming the first wrong row and column, and what was expected there.
-    """
-    for row, (steps, follow) in enumerate(zip(positions, start, strict=True)):
-        columns = np.flatnonzero(steps != -1)
-        real = steps[columns]
-        expected = np.concatenate([[follow], real[:-1] + 1]) if len(real) else real
-        wrong = np.flatnonzero(((real != 0) & (real != expected)) | (real >= POSITION_LIMIT))
-        if wrong.size:
-            i = wrong[0]
-            if real[i] >= POSITION_LIMIT and real[i] == expected[i]:
-                raise PositionError(
-                    f"position {real[i]} in row {row}, column {columns[i]}: "
-                    f"positions must be below 2^31 = {POSITION_LIMIT}"
-                )
-            raise PositionError(
-                f"position {real[i]} in row {row}, column {columns[i]}: expected {expected[i]} to "
-                f"continue, 0 to start a document, or -1 for padding"
-            )
-
-
-def _check_tokens(tokens: NDArray, positions: NDArray, vocab_size: int) -> NDArray:
-    wrong = (positions >= 0) & ((tokens < 0) | (tokens >= vocab_size))
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
-        raise PositionError(
-            f"token {tokens[row, column]} in row {row}, column {column} is outside the vocabulary "
-            f"[0, {vocab_size})"
-        )
-    return np.where(positions >= 0, tokens, 0)
-
-
-def _integers(values: ArrayLike, what: str) -> NDArray:
-    array = np.asarray(values)
-    if array.ndim == 2 and array.size == 0:
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        raise PositionError(f"{what} must be integers, got {array.dtype}")
-    if array.ndim != 2:
-        raise PositionError(
-            f"{what} must have shape (B, T), got {array.shape}; a single row is [[...]]"
-        )
-    return array.astype(np.int64)

@@ -271,6 +271,7 @@ def test_positions_end_below_2_to_the_31():
         ([1, 2], r"tokens must have shape \(B, T\), got \(2,\)"),
         ([[0.5]], "tokens must be integers, got float64"),
         ([["a"]], "tokens must be integers"),
+        ([[1, 2], [3]], "tokens must be rows of one length; pad shorter ones"),
     ],
 )
 def test_impossible_tokens_are_refused(tokens, message):
