@@ -327,3 +327,16 @@ def test_the_train_verb_writes_a_model_that_generates(tmp_path, capsys):
     assert main(argv) == 0
     assert "going on at step 12 of 12" in capsys.readouterr().err
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == first
+
+
+def test_a_vocabulary_is_a_function_of_its_text(tmp_path):
+    texts = [f"the cat number {n} sat on the mat with a hat" for n in range(80)]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        data.train_tokenizer(texts, 300, tmp_path / name / "x.model")
+    content = (tmp_path / "a" / "x.model").read_bytes()
+    assert content == (tmp_path / "b" / "x.model").read_bytes()
+    assert str(tmp_path).encode() not in content
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["x.model"]
+    with pytest.raises(TokenizerError, match="no vocabulary of 9000 pieces can be trained"):
+        data.train_tokenizer(texts, 9000, tmp_path / "y.model")

@@ -1,7 +1,7 @@
 """Text files to batches: documents, vocabulary, packing, and an order that can be resumed."""
 
+import io
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,32 +54,31 @@ def train_tokenizer(
     """
     import sentencepiece
 
-    with tempfile.TemporaryDirectory() as folder:
-        prefix = Path(folder) / "tokenizer"
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=(line for text in documents for line in text.split("\n") if line),
-                model_prefix=str(prefix),
-                model_type="bpe",
-                vocab_size=vocab_size,
-                byte_fallback=True,
-                split_digits=True,
-                add_dummy_prefix=False,
-                remove_extra_whitespaces=False,
-                allow_whitespace_only_pieces=True,
-                normalization_rule_name="identity",
-                character_coverage=0.9999,
-                max_sentence_length=1 << 20,
-                user_defined_symbols=[START_OF_TURN, END_OF_TURN, "\n", "\n\n"],
-                pad_id=0, eos_id=1, bos_id=2, unk_id=3,
-                pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>", unk_piece="<unk>",
-                minloglevel=2,
-            )  # fmt: skip
-        except (RuntimeError, OSError) as error:
-            raise TokenizerError(
-                f"no vocabulary of {vocab_size} pieces can be trained on this text: {error}"
-            ) from None
-        content = prefix.with_suffix(".model").read_bytes()
+    written = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(line for text in documents for line in text.split("\n") if line),
+            model_writer=written,  # with a file name, the model would carry that name inside
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            split_digits=True,
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            normalization_rule_name="identity",
+            character_coverage=0.9999,
+            max_sentence_length=1 << 20,
+            user_defined_symbols=[START_OF_TURN, END_OF_TURN, "\n", "\n\n"],
+            pad_id=0, eos_id=1, bos_id=2, unk_id=3,
+            pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>", unk_piece="<unk>",
+            minloglevel=2,
+        )  # fmt: skip
+    except (RuntimeError, OSError) as error:
+        raise TokenizerError(
+            f"no vocabulary of {vocab_size} pieces can be trained on this text: {error}"
+        ) from None
+    content = written.getvalue()
     partial = Path(path).with_name(Path(path).name + ".partial")
     partial.write_bytes(content)
     partial.replace(path)
