@@ -17,30 +17,14 @@ from numpy.typing import NDArray
 
 from griffin_np.base import Model
 from griffin_np.errors import SamplingError, StateError
-from griffin_np.sampling import Sampler, log_softmax
+from griffin_np.rows import Piece, Row
+from griffin_np.sampling import Sampler
 from griffin_np.state import State
 
 __all__ = ["Generation", "Piece", "Stream", "generate", "stream"]
 
 PREFILL_STEP = 512
 Prompt = str | Sequence[int]
-
-
-class Piece(str):
-    """A piece of generated text, with the tokens that completed it.
-
-    Attributes
-    ----------
-    tokens : tuple of int
-    logprobs : tuple of float
-        Natural log-probability of each token under the model itself, before any sampling option.
-    finish_reason : {"stop", "length"} or None
-        Set on the last piece.
-    """
-
-    tokens: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-    finish_reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +38,8 @@ class Generation:
     tokens : list of int
     logprobs : list of float
         As in :class:`Piece`.
-    finish_reason : {"stop", "length"}
+    finish_reason : {"stop", "length", "unfinished"}
+        "unfinished" while a stream goes on, or when it was left early.
     prompt_tokens : int
     prompt_seconds, generation_seconds : float
     seed : int
@@ -129,8 +114,9 @@ def generate(
 def stream(model: Model, prompt: Prompt, **options) -> Stream:
     """Continue a prompt and give each piece of text as soon as it is certain.
 
-    Takes the options of :func:`generate`. The result is an iterator of :class:`Piece`; when it has
-    ended it also tells its :attr:`~Stream.result` and the :attr:`~Stream.state` after the text.
+    Takes the options of :func:`generate`. The result is an iterator of :class:`Piece`, which also
+    tells its :attr:`~Stream.result` and :attr:`~Stream.state` so far. Without a tokenizer there is
+    one empty piece for each token.
     """
     return Stream(_Run(model, [prompt], **options))
 
@@ -144,7 +130,7 @@ class Stream(Iterator[Piece]):
 
     def __next__(self) -> Piece:
         piece = next(self._pieces)
-        while not piece and piece.finish_reason is None:
+        while not piece.tokens and piece.finish_reason is None:
             piece = next(self._pieces)
         return piece
 
@@ -169,7 +155,7 @@ class _Run:
         *,
         max_tokens: int = 256,
         seed: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         ignore_eos: bool = False,
         state: State | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -189,16 +175,16 @@ class _Run:
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise SamplingError(f"seed must be an integer of at least 0, got {seed!r}")
         self.seed = int(seed)
-        stops = [stop] if isinstance(stop, str) else list(stop)
+        stops = [stop] if isinstance(stop, str) else list(stop or ())
         if any(not isinstance(s, str) or not s for s in stops):
             raise SamplingError(f"stop strings must be non-empty text, got {stops!r}")
         ends = set() if ignore_eos else end_tokens(model)
-        fresh = state is None or not state.position.any()
-        ids = [_encode(model, prompt, fresh) for prompt in prompts]
-        if state is not None and state.batch != len(ids):
-            raise StateError(f"the state has {state.batch} row(s) for {len(ids)} prompt(s)")
-        self._rows = [_Row(model, row, self.seed, i, stops, ends) for i, row in enumerate(ids)]
-        self._state = state or model.init_state(len(ids))
+        if state is not None and state.batch != len(prompts):
+            raise StateError(f"the state has {state.batch} row(s) for {len(prompts)} prompt(s)")
+        read = [0] * len(prompts) if state is None else state.position.tolist()
+        ids = [_encode(model, p, fresh=n == 0) for p, n in zip(prompts, read, strict=True)]
+        self._rows = [Row(model, row, self.seed, i, stops, ends) for i, row in enumerate(ids)]
+        self._state = model.init_state(len(ids)) if state is None else state
         self._first: NDArray | None = None  # logits after the prompts, once these have been read
         self._progress = progress
         self._pending = np.full((len(ids), 1), -1, np.int64)  # tokens not yet in the state
@@ -235,7 +221,7 @@ class _Run:
     def results(self) -> list[Generation]:
         return [
             Generation(
-                row.text, list(row.tokens), list(row.logprobs), row.reason or "length",
+                row.text, list(row.tokens), list(row.logprobs), row.reason or "unfinished",
                 len(row.prompt), self._prompt_seconds, self._generation_seconds, self.seed,
             )
             for row in self._rows
@@ -276,78 +262,6 @@ class _Run:
         """Logits and state after the pending tokens; rows that have none stay as they are."""
         positions = np.where(self._pending >= 0, self._state.position[:, None], -1)
         return self._model(np.maximum(self._pending, 0), positions, self._state, logits)
-
-
-class _Row:
-    """One row's tokens, its text as far as it is certain, and why it ended."""
-
-    def __init__(
-        self, model: Model, prompt: list[int], seed: int, index: int, stops, ends: set[int]
-    ):
-        self.prompt = prompt
-        self.history = list(prompt)
-        self.tokens: list[int] = []
-        self.logprobs: list[float] = []
-        self.reason: str | None = None
-        self.text = ""
-        self.rng = np.random.default_rng([seed, index])
-        self._decoder = model.tokenizer.decoder() if model.tokenizer else None
-        if stops and self._decoder is None:
-            model.need_tokenizer()
-        self._stops = stops
-        self._ends = ends
-        self._held = ""  # text that may yet turn out to begin a stop string
-        self._new_text = ""
-        self._taken = 0
-
-    def accept(self, token: int, logits: NDArray) -> bool:
-        """Take a token; False if it is an end token, which belongs to neither text nor state."""
-        if token in self._ends:
-            self.finish("stop")
-            return False
-        self.tokens.append(token)
-        self.history.append(token)
-        self.logprobs.append(float(log_softmax(logits)[token]))
-        if self._decoder is not None:
-            self._release(self._decoder.push(token), final=False)
-        return True
-
-    def finish(self, reason: str) -> None:
-        if self._decoder is not None:
-            self._release(self._decoder.flush(), final=True)
-        self.reason = self.reason or reason
-
-    def take(self) -> Piece:
-        """The piece that has become certain since the last call; an empty one has no tokens."""
-        piece = Piece(self._new_text)
-        if not piece and self.reason is None:
-            return piece
-        piece.tokens = tuple(self.tokens[self._taken :])
-        piece.logprobs = tuple(self.logprobs[self._taken :])
-        piece.finish_reason = self.reason
-        self._taken, self._new_text = len(self.tokens), ""
-        return piece
-
-    def _release(self, text: str, final: bool) -> None:
-        if self.reason is not None:
-            return
-        text = self._held + text
-        found = [i for i in (text.find(s) for s in self._stops) if i >= 0]
-        if found:
-            text, self._held, self.reason = text[: min(found)], "", "stop"
-        else:
-            keep = 0 if final else _possible_start(text, self._stops)
-            text, self._held = text[: len(text) - keep], text[len(text) - keep :]
-        self.text += text
-        self._new_text += text
-
-
-def _possible_start(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of ``text`` with which a stop string may begin."""
-    lengths = (
-        n for s in stops for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])
-    )
-    return max(lengths, default=0)
 
 
 def _encode(model: Model, prompt: Prompt, fresh: bool) -> list[int]:

@@ -15,6 +15,7 @@ The steps apply in this order, each to what the one before left:
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -76,21 +77,19 @@ class Sampler:
             ("frequency_penalty", -inf, inf, False),
         ):
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if (
-                not number
-                or not math.isfinite(value)
-                or not low <= value <= high
-                or (open_low and value == low)
-            ):
-                bracket = "(" if open_low else "["
-                raise SamplingError(f"{name} must be in {bracket}{low:g}, {high:g}], got {value!r}")
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            inside = number and low <= value <= high and not (open_low and value == low)
+            if not inside or not math.isfinite(value):
+                opening, closing = "(" if open_low else "[", "]" if high < inf else ")"
+                raise SamplingError(
+                    f"{name} must be in {opening}{low:g}, {high:g}{closing}, got {value!r}"
+                )
         for name, low in (("top_k", 0), ("repeat_last_n", -1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
                 raise SamplingError(f"{name} must be an integer of at least {low}, got {value!r}")
         for token, bias in self.logit_bias.items():
-            if isinstance(token, bool) or not isinstance(token, int | np.integer):
+            if isinstance(token, bool) or not isinstance(token, Integral):
                 raise SamplingError(f"logit_bias must be keyed by token ids, got {token!r}")
             if math.isnan(bias) or bias == inf:
                 raise SamplingError(
