@@ -106,7 +106,7 @@ def test_a_text_goes_on_from_a_state_file(run, folder, tmp_path):
     ("argv", "message"),
     [
         (["generate", "x", "-m", "nowhere"], "no checkpoint folder at nowhere"),
-        (["generate", "x", "--temp", "-1"], r"temperature must be in \[0, inf\], got -1.0"),
+        (["generate", "x", "--temp", "-1"], r"temperature must be in \[0, inf\), got -1.0"),
         (["generate", "x", "--top-p", "0"], r"top_p must be in \(0, 1\], got 0.0"),
         (["generate", "x", "--logit-bias", "a=b"], "--logit-bias takes ID=VALUE, got 'a=b'"),
         (["generate", "x", "-n", "-5"], "max_tokens must be an integer of at least 0, got -5"),

@@ -303,7 +303,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"temperature": -0.1}, r"temperature must be in \[0, inf\], got -0.1"),
+            ({"temperature": -0.1}, r"temperature must be in \[0, inf\), got -0.1"),
             ({"temperature": math.nan}, "temperature must be in .* got nan"),
             ({"temperature": math.inf}, "temperature must be in .* got inf"),
             ({"temperature": "1"}, "temperature must be in .* got '1'"),
@@ -312,8 +312,8 @@ class TestRefusals:
             ({"top_p": 1.01}, r"top_p must be in \(0, 1\], got 1.01"),
             ({"min_p": -1e-9}, r"min_p must be in \[0, 1\], got -1e-09"),
             ({"min_p": 1.5}, r"min_p must be in \[0, 1\], got 1.5"),
-            ({"repetition_penalty": 0.0}, r"repetition_penalty must be in \(0, inf\], got 0.0"),
-            ({"repetition_penalty": -1}, r"repetition_penalty must be in \(0, inf\], got -1"),
+            ({"repetition_penalty": 0.0}, r"repetition_penalty must be in \(0, inf\), got 0.0"),
+            ({"repetition_penalty": -1}, r"repetition_penalty must be in \(0, inf\), got -1"),
             ({"presence_penalty": math.inf}, "presence_penalty must be in .* got inf"),
             ({"frequency_penalty": math.nan}, "frequency_penalty must be in .* got nan"),
             ({"frequency_penalty": None}, "frequency_penalty must be in .* got None"),
