@@ -9,7 +9,7 @@ import numpy as np
 
 from griffin_np.base import Model
 from griffin_np.config import GriffinConfig
-from griffin_np.errors import CheckpointError, ConfigError
+from griffin_np.errors import ConfigError
 from griffin_np.params import flatten, init_parameters, nest
 
 __all__ = ["BACKENDS", "init", "load", "model_class", "save"]
@@ -151,9 +151,6 @@ def save(
 
     stored = dtype or ("float32" if model.dtype == "float64" else model.dtype)
     parameters = flatten(model.parameters)
-    for name, array in parameters.items():
-        if not np.isfinite(array).all():
-            raise CheckpointError(f"{name} holds values that are not finite; nothing was written")
     files = dict(extra_files or {})
     if model.tokenizer is not None:
         files |= tokenizer_files(model.tokenizer, CHAT_TEMPLATE)

@@ -158,6 +158,7 @@ class Model(ABC):
         elif not isinstance(state, State):
             raise StateError(f"state must be a griffin_np.State, got {type(state).__name__}")
         state.check_model(self.config, self.fingerprint)
+        state.check_arrays()
         if state.batch != batch:
             raise StateError(
                 f"the state has {state.batch} row(s) and the input {batch}: "
@@ -174,7 +175,7 @@ class Model(ABC):
         check_positions(steps, state.position)
         if tokens is not None:
             inputs = check_tokens(inputs, steps, self.config.vocab_size)
-        if any(a.dtype != self.state_dtype for n, a in state.arrays().items() if "rg_lru" not in n):
+        if not state.has_dtype(self.state_dtype):
             state = state.astype(self.state_dtype)
         values, after = self._forward(inputs, steps, state, logits, trace)
         return values, after

@@ -74,6 +74,8 @@ def integers(values: ArrayLike, what: str) -> NDArray:
         raise PositionError(
             f"{what} must be rows of one length; pad shorter ones and give padding position -1"
         ) from None
+    if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
+        raise PositionError(f"{what} must fit into 64 signed bits, got {array.max()}")
     if array.ndim == 2 and array.size == 0:
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":

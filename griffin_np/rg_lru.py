@@ -109,6 +109,8 @@ def rg_lru(
     i = input_gate(p, x)  # (2)
     log_a = log_decay(p, r)  # (3)
     starts = (positions == 0)[:, None]
+    if starts[:1].any():
+        h = np.zeros_like(h)  # forgotten even if it was not finite
     a = np.where(starts, 0, np.exp(log_a))
     gated = np.where(starts, 1, multiplier(log_a)) * (i * x)
     y = scan(a, gated, h)  # (4)

@@ -127,8 +127,8 @@ class State:
         StateError
             If ``n`` is less than 1.
         """
-        if n < 1:
-            raise StateError(f"fork needs at least 1 copy, got {n}")
+        if not isinstance(n, int | np.integer) or n < 1:
+            raise StateError(f"fork needs at least 1 copy, got {n!r}")
         return self.select(np.repeat(np.arange(self.batch), n))
 
     def select(self, rows: Sequence[int] | NDArray) -> "State":
@@ -163,8 +163,9 @@ class State:
         if not states:
             raise StateError("concat needs at least one state, got none")
         first = states[0]
+        known = next((state.fingerprint for state in states if state.fingerprint), "")
         for i, other in enumerate(states):
-            other.check_model(first.config, first.fingerprint, f"state {i} of concat")
+            other.check_model(first.config, known, f"state {i} of concat")
             for name, array in other.arrays().items():
                 if array.dtype != first.arrays()[name].dtype:
                     raise StateError(
@@ -174,7 +175,7 @@ class State:
         parts = [state.arrays() for state in states]
         joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
         position = np.concatenate([state.position for state in states])
-        return first.with_arrays(joined, position)
+        return replace(first.with_arrays(joined, position), fingerprint=known)
 
     def astype(self, dtype) -> "State":
         """Arrays in another dtype (the recurrent state in at least 32 bits); always a copy."""
@@ -197,6 +198,34 @@ class State:
     def _map(self, function) -> "State":
         mapped = {name: function(array) for name, array in self.arrays().items()}
         return self.with_arrays(mapped, function(self.position))
+
+    def check_arrays(self, what: str = "this state") -> None:
+        """Refuse arrays that are misshapen or no floats.
+
+        Raises
+        ------
+        StateError
+            Naming the first of them, what it is, and what was expected.
+        """
+        shapes = {
+            f"layers.{i}.{name}": shape
+            for i, kind in enumerate(self.config.block_types)
+            for name, shape in _shapes(kind, self.config, self.batch).items()
+        }
+        for name, array in self.arrays().items():
+            if array.shape != shapes[name] or "float" not in str(array.dtype):
+                raise StateError(
+                    f"{name} of {what} is {array.dtype} {array.shape}, "
+                    f"expected floats {shapes[name]}"
+                )
+
+    def has_dtype(self, dtype) -> bool:
+        """Whether all arrays are as in a model of ``dtype``; see :meth:`astype`."""
+        dtype = np.dtype(dtype)
+        return all(
+            array.dtype == (recurrent_dtype(dtype) if name.endswith("rg_lru") else dtype)
+            for name, array in self.arrays().items()
+        )
 
     def check_model(
         self, config: GriffinConfig, fingerprint: str, what: str = "this state"
@@ -265,20 +294,12 @@ class State:
         ):
             raise StateError(f"{path} is damaged: 'position' must be (B,) int64 of at least 0")
         state = cls.zeros(config, 1, np.float32, header.get("fingerprint", ""))
-        expected = {
-            f"layers.{i}.{name}": shape
-            for i, kind in enumerate(config.block_types)
-            for name, shape in _shapes(kind, config, len(position)).items()
-        }
-        found = {name: array.shape for name, array in arrays.items()}
-        wrong = sorted(k for k in expected | found if expected.get(k) != found.get(k))
+        wrong = sorted(set(arrays) ^ set(state.arrays()))
         if wrong:
-            k = wrong[0]
-            raise StateError(
-                f"{path} is damaged: {k} has shape {found.get(k)}, expected {expected.get(k)} "
-                f"({len(wrong)} array(s) wrong)"
-            )
-        return state.with_arrays(arrays, position)
+            raise StateError(f"{path} is damaged: {wrong[0]} is missing or unknown")
+        state = state.with_arrays(arrays, position)
+        state.check_arrays(str(path))
+        return state
 
     @staticmethod
     def read_metadata(path: str | os.PathLike) -> dict[str, str]:

@@ -78,6 +78,9 @@ def test_every_dialect_of_config_json_means_2b(dialect):
         ({"block_types": ["recurrent"]}, "keys that mean the same differ"),
         ({"_block_types": ["mamba"]}, "block_pattern must be"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised by 'bitsandbytes'"),
+        ({"quantization_config": "gptq"}, "quantization_config must be a JSON dict, got 'gptq'"),
+        ({"rope_scaling": "linear"}, "rope_scaling must be a JSON dict"),
+        ({"architectures": "RecurrentGemmaForCausalLM"}, "architectures must be a JSON list"),
         ({"num_key_value_heads": 3}, "num_heads 10 is not divisible by num_kv_heads 3"),
         ({"eos_token_id": 256000}, "eos_id must be a token id"),
     ],
@@ -372,8 +375,15 @@ def test_saving_overwrites_nothing_and_leaves_nothing_half_done(tmp_path, monkey
 def test_weights_that_are_not_finite_are_not_written(tmp_path):
     model = random_model(SMALL)
     model.parameters["final_norm"][3] = np.nan
-    with pytest.raises(CheckpointError, match="final_norm holds values that are not finite"):
+    with pytest.raises(
+        CheckpointError, match="final_norm holds values that are not finite in float32"
+    ):
         gnp.save(model, tmp_path / "m")
+    model.parameters["final_norm"][3] = 1e6
+    with pytest.raises(
+        CheckpointError, match="final_norm holds values that are not finite in float16"
+    ):
+        gnp.save(model, tmp_path / "m", "float16")
     assert not list(tmp_path.iterdir())
 
 
@@ -391,6 +401,21 @@ def test_generation_defaults_are_read(tmp_path, tensors):
     )
     found = gnp.load(folder).generation
     assert (found.temperature, found.top_k, found.top_p, found.eos_ids) == (0.6, 5, None, (4,))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": "hot"}, "generation_config.json: temperature must be in"),
+        ({"do_sample": True, "top_k": -3}, "generation_config.json: top_k must be an integer"),
+        ({"eos_token_id": [1, 1000]}, "eos_token_id 1000 is no id of the vocabulary"),
+    ],
+)
+def test_impossible_generation_defaults_are_refused(tmp_path, tensors, values, message):
+    folder = write_folder(tmp_path / "m", SMALL, tensors)
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=message):
+        gnp.load(folder)
 
 
 def test_safetensors_views_are_what_the_library_reads(tmp_path):

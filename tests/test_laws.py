@@ -301,3 +301,33 @@ def test_a_state_of_another_model_is_refused():
     wide = random_model(SMALL.replace(window=9))
     with pytest.raises(StateError, match=r"window 9 \(model: 8\)"):
         model([[1]], state=wide([[1]])[1])
+
+
+def test_position_0_forgets_even_a_damaged_state():
+    model = random_model(SMALL)
+    _, state = model([[1, 2, 3]])
+    for array in state.arrays().values():
+        array[...] = np.inf
+    np.testing.assert_array_equal(model([[4, 5]], [[0, 1]], state)[0], model([[4, 5]])[0])
+
+
+def test_a_state_of_other_arrays_is_refused_or_converted():
+    model = random_model(SMALL)
+    _, state = model([[1, 2, 3]])
+    arrays = state.arrays()
+    short = {**arrays, "layers.0.conv": arrays["layers.0.conv"][:, 1:]}
+    with pytest.raises(
+        StateError, match=r"layers.0.conv of this state is float32 \(1, 2, 36\), expected"
+    ):
+        model([[1]], state=state.with_arrays(short, state.position))
+    whole = {**arrays, "layers.0.conv": arrays["layers.0.conv"].astype(int)}
+    with pytest.raises(StateError, match="layers.0.conv of this state is int64"):
+        model([[1]], state=state.with_arrays(whole, state.position))
+    mixed = {**arrays, "layers.0.rg_lru": arrays["layers.0.rg_lru"].astype(np.float64)}
+    logits, after = model([[1]], state=state.with_arrays(mixed, state.position))
+    assert logits.dtype == after.layers[0].rg_lru.dtype == np.float32
+
+
+def test_unsigned_positions_do_not_wrap_into_padding():
+    with pytest.raises(PositionError, match="positions must fit into 64 signed bits"):
+        random_model(SMALL)([[1, 2]], np.array([[0, 2**64 - 1]], np.uint64))

@@ -74,6 +74,8 @@ def test_rows_are_selected_copied_and_joined():
         (lambda s: s.select([0.5]), "rows must be a list of row numbers"),
         (lambda s: s.select([[0]]), "rows must be a list of row numbers"),
         (lambda s: s.fork(0), "fork needs at least 1 copy, got 0"),
+        (lambda s: s.fork(1.5), "fork needs at least 1 copy, got 1.5"),
+        (lambda s: State.concat([State.zeros(SMALL), s, some_state(1, 7)]), "state 2 of concat belongs to"),
         (lambda s: State.concat([]), "concat needs at least one state"),
         (lambda s: State.concat([s, some_state(1, 7)]), "state 1 of concat belongs to"),
         (lambda s: State.concat([s, s.astype("float64")]), "state 1 of concat has layers.0"),
@@ -116,11 +118,11 @@ def test_damaged_files_are_refused(tmp_path):
     with pytest.raises(StateError, match="no valid configuration"):
         State.load(path)
     write(drop=["layers.1.conv"])
-    with pytest.raises(StateError, match=r"layers.1.conv has shape None, expected \(1, 3, 36\)"):
+    with pytest.raises(StateError, match="layers.1.conv is missing or unknown"):
         State.load(path)
     write({"layers.2.keys": np.zeros((1, 7, 1, 8), np.float32)})
     with pytest.raises(
-        StateError, match=r"layers.2.keys has shape \(1, 7, 1, 8\), expected \(1, 8, 1, 8\)"
+        StateError, match=r"layers.2.keys of .* is float32 \(1, 7, 1, 8\), expected"
     ):
         State.load(path)
     for position in (np.array([-1]), np.array([1.0]), np.array([[1]])):

@@ -25,6 +25,12 @@ def config_from_json(values: Mapping, source: str = "config.json") -> GriffinCon
     def refuse(message: str) -> CheckpointError:
         return CheckpointError(f"{source}: {message}")
 
+    for key, kinds in (
+        ("architectures", list), ("quantization_config", dict), ("rope_parameters", dict),
+        ("rope_scaling", dict), ("block_types", list), ("_block_types", list),
+    ):  # fmt: skip
+        if values.get(key) is not None and not isinstance(values[key], kinds):
+            raise refuse(f"{key} must be a JSON {kinds.__name__}, got {values[key]!r}")
     architectures = values.get("architectures") or []
     kind = values.get("model_type") or ", ".join(architectures) or "no model_type"
     if kind != "recurrent_gemma" and not any("RecurrentGemma" in str(a) for a in architectures):

@@ -55,7 +55,8 @@ def save_folder(
     Raises
     ------
     CheckpointError
-        If the folder exists and is not empty, or cannot be written.
+        If the folder exists and is not empty or cannot be written, or if weights are not finite
+        in ``dtype``.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -122,12 +123,18 @@ def _write_weights(folder: Path, config, parameters, dtype: np.dtype, fingerprin
             if len(shards) == 1
             else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         )
-        arrays = {
-            layouts[name][0]: np.ascontiguousarray(
-                layouts[name][2](np.asarray(parameters[name])), dtype
-            )
-            for name in names
-        }
+        with np.errstate(over="ignore"):  # what overflows is refused below, by name
+            arrays = {
+                layouts[name][0]: np.ascontiguousarray(
+                    layouts[name][2](np.asarray(parameters[name])), dtype
+                )
+                for name in names
+            }
+        for name in names:
+            if not np.isfinite(arrays[layouts[name][0]]).all():
+                raise CheckpointError(
+                    f"{name} holds values that are not finite in {dtype.name}; nothing was written"
+                )
         write_safetensors(folder / file, arrays, metadata)
         weight_map |= dict.fromkeys(arrays, file)
     if len(shards) > 1:

@@ -11,8 +11,9 @@ from griffin_np.base import GenerationDefaults
 from griffin_np.checkpoints.files import SafetensorsFile
 from griffin_np.checkpoints.hf_config import config_from_json, read_json
 from griffin_np.checkpoints.hf_names import tensor_names
-from griffin_np.errors import CheckpointError
+from griffin_np.errors import CheckpointError, SamplingError
 from griffin_np.params import parameter_shapes
+from griffin_np.sampling import Sampler
 
 __all__ = ["FINGERPRINT", "INDEX", "HuggingFaceFolder"]
 
@@ -171,10 +172,17 @@ class HuggingFaceFolder:
         values = read_json(path) if path.is_file() else {}
         eos = values.get("eos_token_id", read_json(self.folder / "config.json").get("eos_token_id"))
         ids = eos if isinstance(eos, list) else [eos]
-        sampling = values.get("do_sample", "temperature" in values)
-        return GenerationDefaults(
-            temperature=values.get("temperature", 1.0) if sampling else None,
-            top_k=values.get("top_k") if sampling else None,
-            top_p=values.get("top_p") if sampling else None,
-            eos_ids=tuple(i for i in ids if isinstance(i, int)),
-        )
+        wrong = [i for i in ids if i is not None and i not in range(self.config.vocab_size)]
+        if wrong:
+            raise CheckpointError(f"{path}: eos_token_id {wrong[0]!r} is no id of the vocabulary")
+        options = {}
+        if values.get("do_sample", "temperature" in values):
+            options = {"temperature": values.get("temperature", 1.0)}
+            options |= {
+                key: values[key] for key in ("top_k", "top_p") if values.get(key) is not None
+            }
+        try:
+            Sampler(**options)
+        except SamplingError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        return GenerationDefaults(**options, eos_ids=tuple(i for i in ids if i is not None))
