@@ -9,6 +9,7 @@
     ├── StateError          (also ValueError)   a state that does not belong here
     ├── PositionError       (also ValueError)   tokens or positions that break the call contract
     ├── TokenizerError      (also ValueError)   text, ids or a tokenizer file that cannot be used
+    ├── TrainingError       (also ArithmeticError)  a run whose loss is no longer a number
     ├── SamplingError       (also ValueError)   impossible sampling options or logits
     └── MissingExtraError   (also ImportError)  an optional dependency that is not installed
 
@@ -25,6 +26,7 @@ __all__ = [
     "SamplingError",
     "StateError",
     "TokenizerError",
+    "TrainingError",
 ]
 
 
@@ -58,6 +60,10 @@ class TokenizerError(GriffinError, ValueError):
 
 class SamplingError(GriffinError, ValueError):
     """Impossible sampling options, or logits from which nothing can be drawn."""
+
+
+class TrainingError(GriffinError, ArithmeticError):
+    """A training run whose loss is no longer a number."""
 
 
 class MissingExtraError(GriffinError, ImportError):

@@ -290,8 +290,6 @@ def make_sampler(model: Model, sampler: Sampler | None = None, **options) -> Sam
         "top_p": model.generation.top_p,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    if given.get("temperature") == 0:
-        defaults = {}
     return Sampler(**({k: v for k, v in defaults.items() if v is not None} | given))
 
 

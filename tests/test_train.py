@@ -17,7 +17,7 @@ import griffin_np as gnp  # noqa: E402
 from griffin_kernels.xla import data, loss, model, scan_xla  # noqa: E402
 from griffin_kernels.xla.train import Trainer, TrainOptions, decay_mask  # noqa: E402
 from griffin_np.cli import main  # noqa: E402
-from griffin_np.errors import CheckpointError, ConfigError, TokenizerError  # noqa: E402
+from griffin_np.errors import CheckpointError, ConfigError, TokenizerError, TrainingError  # noqa: E402
 from griffin_np.params import flatten, nest  # noqa: E402
 
 
@@ -342,3 +342,16 @@ def test_a_vocabulary_is_a_function_of_its_text(tmp_path):
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["x.model"]
     with pytest.raises(TokenizerError, match="no vocabulary of 9000 pieces can be trained"):
         data.train_tokenizer(texts, 9000, tmp_path / "y.model")
+
+
+def test_a_run_that_blows_up_says_so_and_keeps_its_last_checkpoint(tmp_path):
+    options = TrainOptions(
+        steps=30, batch_size=2, length=32, warmup=0, learning_rate=1e30, clip=1e30
+    )
+    trainer = Trainer(TINY, options, TEXTS, tmp_path)
+    with pytest.raises(
+        TrainingError, match=r"the loss became (nan|inf) at step \d+: lower the learning"
+    ):
+        trainer.run(log=_Sink(), checkpoint_every=1)
+    names = [p.name for p in tmp_path.iterdir()]
+    assert f"step-{trainer.step:08d}.safetensors" not in names

@@ -58,7 +58,7 @@ def subjects(text: str) -> tuple[str | None, str | None]:
     """A name and a noun that the story keeps coming back to."""
     words = re.findall(r"(?<=[a-z,] )[A-Z][a-z]{2,}\b", text)
     names = [w for w, n in Counter(words).most_common(5) if n >= 2 and w.lower() not in COMMON]
-    nouns = re.findall(r"\b(?:a|an|the) (?:[a-z]+ )?([a-z]{2,}(?:ss|[^s\W]))\b(?=[ .,!?])", text)
+    nouns = re.findall(r"\b(?:a|an|the) (?:[a-z]+ )?([a-z]{3,})\b(?=[ .,!?])", text)
     things = [w for w, n in Counter(nouns).most_common(8) if n >= 2 and w not in COMMON]
     return (names[0] if names else None), (things[0] if things else None)
 

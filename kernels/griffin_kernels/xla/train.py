@@ -28,7 +28,7 @@ from griffin_kernels.xla.data import Packed, batches, pack
 from griffin_kernels.xla.loss import cross_entropy_sum
 from griffin_kernels.xla.model import hidden
 from griffin_np.config import GriffinConfig
-from griffin_np.errors import CheckpointError, ConfigError
+from griffin_np.errors import CheckpointError, ConfigError, TrainingError
 from griffin_np.params import flatten, init_parameters, nest
 from griffin_np.tokenizer import Tokenizer
 
@@ -194,6 +194,11 @@ class Trainer:
 
         Progress goes to ``log`` (default: stderr): one line every ``log_every`` steps with the
         loss, tokens/s, the time left and the latest held-out bits per byte.
+
+        Raises
+        ------
+        TrainingError
+            If the loss becomes infinite or NaN; the last checkpoint is from before that.
         """
         log = log or sys.stderr
         packed = pack(heldout, self.options.length) if len(heldout) else None
@@ -202,7 +207,7 @@ class Trainer:
         while self.step < self.options.steps:
             losses.append(self.train_step())
             if not math.isfinite(losses[-1]):
-                raise FloatingPointError(
+                raise TrainingError(
                     f"the loss became {losses[-1]} at step {self.step}: "
                     f"lower the learning rate ({self.options.learning_rate}) and start again"
                 )
