@@ -1,21 +1,37 @@
-"""What tests share: the table of tolerances, small random models, and Hypothesis strategies."""
+"""What tests share: comparison at derived tolerances, and small random models.
+
+Tolerances are the textbook bound on a chain of roundings, whose length a test counts from its
+shapes: ``longest_chain(config, tokens)`` for models. No test types one, except numbers that the
+specification names.
+"""
 
 from __future__ import annotations
 
+import mpmath
 import numpy as np
-from hypothesis import strategies as st
 
+from griffin_conformance.envelope import chain_bound, longest_chain
+from griffin_conformance.worlds import draw_parameters
 from griffin_np import GriffinConfig
 from griffin_np.model import NumPyModel
-from griffin_np.params import nest, parameter_shapes
+from griffin_np.params import nest
 
-# Allowed difference over the largest magnitude at hand, for two computations of the same model in
-# the same dtype: unit roundoff times the few thousand roundings that a small model puts in a row.
-TOLERANCE = {"float32": 2.0**-24 * 2**10, "float64": 2.0**-53 * 2**10}
+SMALL = GriffinConfig(
+    width=24, depth=5, num_heads=3, vocab_size=61, window=8, lru_width=36, mlp_width=40
+)
+"""Every kind of block, widths that differ, and a window that short texts cross."""
+
+SMALL_CHAIN = longest_chain(SMALL, 40)
+"""Roundings in a row of :data:`SMALL` over a text of 40 tokens."""
 
 
-def assert_close(actual, expected, dtype: str, what: str = "result") -> None:
-    """Fail if two arrays differ by more than rounding of ``dtype`` explains; say where."""
+def assert_close(
+    actual, expected, dtype: str, what: str = "result", *, chain: int = SMALL_CHAIN
+) -> None:
+    """Fail if two arrays differ by more than rounding of ``dtype`` explains; say where.
+
+    Allowed is the bound on ``chain`` roundings in a row, of the largest magnitude expected or of 1.
+    """
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, (
         f"{what}: shape {actual.shape}, expected {expected.shape}"
@@ -24,76 +40,48 @@ def assert_close(actual, expected, dtype: str, what: str = "result") -> None:
         return
     assert np.isfinite(actual).all(), f"{what} is not finite"
     error = np.abs(actual - expected)
-    allowed = TOLERANCE[dtype] * max(1.0, float(np.abs(expected).max()))
+    allowed = chain_bound(chain, dtype) * max(1.0, float(np.abs(expected).max()))
     worst = np.unravel_index(int(error.argmax()), error.shape)
     assert error[worst] <= allowed, (
         f"{what}: {actual[worst]!r} at {tuple(map(int, worst))}, expected {expected[worst]!r} "
-        f"(error {error[worst]:.3g}, allowed {allowed:.3g})"
+        f"(error {error[worst]:.3g}, allowed {allowed:.3g}: {chain} roundings of {dtype})"
     )
 
 
 def assert_states_close(actual, expected, dtype: str) -> None:
     """Compare two states array by array, and their positions exactly."""
     np.testing.assert_array_equal(actual.position, expected.position)
+    chain = longest_chain(expected.config, int(expected.position.max(initial=1)))
     theirs = expected.arrays()
     for name, array in actual.arrays().items():
         assert array.dtype == theirs[name].dtype, name
-        assert_close(array, theirs[name], dtype, name)
+        assert_close(array, theirs[name], dtype, name, chain=chain)
+
+
+def assert_exact(actual, exact, dtype: str, what: str = "result", *, chain: int, scale=None):
+    """Hold a number against an ``mpmath`` one, to ``chain`` roundings of ``dtype``.
+
+    The error is relative to ``exact``, or to ``scale`` where terms cancel. It is taken at 40 digits,
+    so that ``exact`` itself is not rounded.
+    """
+    with mpmath.workdps(40):
+        error = abs(mpmath.mpf(float(actual)) - exact)
+        allowed = chain_bound(chain, dtype) * abs(exact if scale is None else mpmath.mpf(scale))
+        assert error <= allowed, (
+            f"{what}: {float(actual)!r}, expected {mpmath.nstr(exact, 20)} (error "
+            f"{mpmath.nstr(error, 3)}, allowed {mpmath.nstr(allowed, 3)}: {chain} roundings of {dtype})"
+        )
 
 
 def random_parameters(config: GriffinConfig, seed: int, dtype="float32") -> dict:
-    """Weights that leave no part idle: biases, norm scales and the convolution are all non-zero.
-
-    No two arrays agree, and none is symmetric, so that swapped or transposed weights show.
-    """
-    rng = np.random.default_rng(seed)
-    flat = {}
-    for name, shape in parameter_shapes(config).items():
-        value = rng.standard_normal(shape)
-        if name.endswith("a_param"):
-            value = rng.uniform(-7, -1, shape)
-        elif "conv.weight" in name:
-            value *= 0.5
-        elif name == "embedding" or ".weight" in name or ".w_" in name:
-            value /= np.sqrt(shape[-1] if name == "embedding" else shape[-2])
-        else:
-            value *= 0.1
-        flat[name] = value.astype(np.float32).astype(dtype)
-    return nest(flat)
+    """Ordinary weights of the suite, as a tree."""
+    flat = draw_parameters(config, "ordinary", seed)
+    return nest({name: array.astype(dtype) for name, array in flat.items()})
 
 
 def random_model(config: GriffinConfig, seed: int = 0, dtype="float32") -> NumPyModel:
     """The reference with :func:`random_parameters`."""
     return NumPyModel(config, random_parameters(config, seed, dtype))
-
-
-SMALL = GriffinConfig(
-    width=24, depth=5, num_heads=3, vocab_size=61, window=8, lru_width=36, mlp_width=40
-)
-"""Every kind of block, widths that differ, and a window that short texts cross."""
-
-
-@st.composite
-def configs(draw) -> GriffinConfig:
-    """Small configurations of all kinds: odd widths, no attention, attention only, no cap."""
-    heads = draw(st.integers(1, 4))
-    pattern = draw(st.sampled_from(["RRA", "R", "A", "RA", "ARR", "AAR"]))
-    kinds = {"R": "recurrent", "A": "attention"}
-    return GriffinConfig(
-        width=heads * draw(st.sampled_from([4, 8, 12])),
-        depth=draw(st.integers(1, 4)),
-        num_heads=heads,
-        num_kv_heads=draw(st.sampled_from([n for n in (1, 2, 3, 4) if heads % n == 0])),
-        vocab_size=draw(st.integers(5, 40)),
-        lru_width=heads * draw(st.integers(1, 9)),
-        mlp_width=draw(st.integers(1, 30)),
-        window=draw(st.integers(1, 12)),
-        block_pattern=tuple(kinds[k] for k in pattern),
-        conv_width=draw(st.integers(1, 5)),
-        logits_soft_cap=draw(st.sampled_from([0.0, 5.0, 30.0])),
-        scale_embeddings=draw(st.booleans()),
-        rope_fraction=draw(st.sampled_from([0.0, 0.5, 1.0])),
-    )
 
 
 def tokens_for(config: GriffinConfig, shape: tuple[int, ...], seed: int) -> np.ndarray:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ml_dtypes import bfloat16
-from support import SMALL, configs
+from support import SMALL
 
+from griffin_conformance.strategies import configurations
 from griffin_np import PRESETS, GriffinConfig
 from griffin_np.config import round_to_bfloat16
 from griffin_np.errors import ConfigError
@@ -60,7 +61,7 @@ def test_bfloat16_rounding_is_ml_dtypes_rounding(value):
     assert round_to_bfloat16(value) == float(bfloat16(value))
 
 
-@given(configs())
+@given(configurations())
 def test_configurations_survive_a_dictionary(config):
     assert GriffinConfig.from_dict(config.to_dict()) == config
     assert hash(config) == hash(config.replace())

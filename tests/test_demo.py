@@ -9,6 +9,7 @@ import pytest
 from support import assert_close
 
 import griffin_np as gnp
+from griffin_conformance.envelope import FACTOR, longest_chain
 from griffin_np.backends import DEMO
 from griffin_np.chat import Conversation
 from griffin_np.config import round_to_bfloat16
@@ -83,22 +84,28 @@ def test_what_is_said_long_ago_is_held_in_constant_space(demo):
 
 
 def test_every_channel_counts(demo):
-    """Traps show only where weights are not idle: turning a part off must change the logits."""
+    """Traps show only where weights are not idle: turning a part off must change the logits.
+
+    By more than the suite allows for rounding, which is measured against float64 here.
+    """
     ids = demo.tokenizer.encode("Lily and Tom went to the park. " * 30)
     logits, _ = demo([ids])
+    rounding = np.abs(gnp.load(dtype="float64")([ids])[0] - logits).max()
     for change in ({"window": 127}, {"logits_soft_cap": 0.0}, {"norm_eps": 1e-3},
                    {"rope_fraction": 1.0}, {"scale_embeddings": False}):  # fmt: skip
         from griffin_np.model import NumPyModel
 
         other = NumPyModel(demo.config.replace(**change), demo.parameters)
-        assert np.abs(other([ids])[0] - logits).max() > 1e-3, change
+        gap = np.abs(other([ids])[0] - logits).max()
+        assert gap > FACTOR * rounding, change
 
 
 def test_float64_and_float32_agree(demo):
     ids = demo.tokenizer.encode("The little cat was very happy to see the big red ball. " * 12)
     double = gnp.load(dtype="float64")
     assert double.fingerprint == demo.fingerprint
-    assert_close(demo([ids])[0], double([ids])[0], "float32")
+    chain = longest_chain(demo.config, len(ids))
+    assert_close(demo([ids])[0], double([ids])[0], "float32", chain=chain)
 
 
 def test_the_card_tells_what_it_must():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support import SMALL, assert_close, assert_states_close, random_model
 
 import griffin_np.generate
+from griffin_conformance.envelope import longest_chain
 from griffin_kernels.xla.data import train_tokenizer
 from griffin_np.base import GenerationDefaults
 from griffin_np.errors import PositionError, SamplingError, StateError, TokenizerError
@@ -44,6 +45,12 @@ def bare(model):
     bare = copy.copy(model)
     bare.tokenizer = None
     return bare
+
+
+def assert_logprobs_close(found, expected, model, tokens: int) -> None:
+    """Log probabilities after texts of so many tokens: a logit, and the sum over all of them."""
+    chain = 2 * longest_chain(model.config, tokens) + model.config.vocab_size
+    assert_close(found, expected, "float32", "log probability", chain=chain)
 
 
 def with_defaults(model, **defaults):
@@ -130,7 +137,7 @@ class TestTokens:
                 alone = model.generate(prompt, max_tokens=12, **options)
                 assert (alone.tokens, alone.text) == (generation.tokens, generation.text)
                 assert alone.finish_reason == generation.finish_reason
-                assert_close(generation.logprobs, alone.logprobs, "float32")
+                assert_logprobs_close(generation.logprobs, alone.logprobs, model, len(ids) + 12)
 
     def test_equal_prompts_in_a_batch_draw_different_texts(self, model):
         found = model.generate(["the cat"] * 3, max_tokens=12, temperature=1.0, seed=1)
@@ -168,7 +175,7 @@ class TestTokens:
             z[token] - z.max() - np.log(np.exp(z - z.max()).sum())
             for z, token in zip(logits, found.tokens, strict=True)
         ]
-        assert_close(found.logprobs, expected, "float32")
+        assert_logprobs_close(found.logprobs, expected, model, len(ids) + 10)
 
     def test_the_seed_reported_gives_the_text_again(self, model):
         found = [model.generate("the cat", max_tokens=20, temperature=1.0) for _ in range(3)]

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import SMALL, configs, random_parameters
+from support import SMALL, random_parameters
 
+from griffin_conformance.envelope import chain_bound
+from griffin_conformance.strategies import configurations
+from griffin_conformance.worlds import draw_parameters
 from griffin_np.config import GriffinConfig
 from griffin_np.errors import ConfigError, ParameterError
 from griffin_np.model import NumPyModel
@@ -23,7 +26,7 @@ from griffin_np.params import (
 
 
 @settings(max_examples=30)
-@given(configs())
+@given(configurations())
 def test_trees_are_nested_and_flattened_without_loss(config):
     flat = {name: np.zeros(shape, np.float32) for name, shape in parameter_shapes(config).items()}
     tree = nest(flat)
@@ -35,7 +38,7 @@ def test_trees_are_nested_and_flattened_without_loss(config):
 
 
 def test_everything_wrong_is_listed_at_once():
-    flat = flatten(random_parameters(SMALL, 0))
+    flat = draw_parameters(SMALL, "ordinary", 0)
     del flat["final_norm"]
     flat["blocks.0.recurrent.linear_x.weight"] = np.zeros((36, 24), np.float32)
     flat["blocks.1.mlp.up.bias"] = np.zeros(40, np.float64)
@@ -86,14 +89,16 @@ def test_initial_weights_have_the_official_spread():
             assert (array == 0).all(), name
     a_param = np.concatenate([flat[f"blocks.{i}.recurrent.rg_lru.a_param"] for i in (0, 1)])
     radius = np.exp(-np.log1p(np.exp(a_param.astype(np.float64))))
-    assert radius.min() > 0.8999
-    assert radius.max() < 0.9991
+    # a_param is rounded to float32 once, from float64; its error, times it, is one of the radius.
+    edge = 1 + chain_bound(1, "float32") * np.abs(a_param).max()
+    assert radius.min() >= 0.9 / edge
+    assert radius.max() <= 0.999 * edge
     area = (radius**2 - 0.9**2) / (0.999**2 - 0.9**2)
     assert abs(area.mean() - 0.5) < 5 * math.sqrt(1 / 12 / area.size)
 
 
 @settings(max_examples=20)
-@given(configs(), st.integers(0, 2**32 - 1))
+@given(configurations(), st.integers(0, 2**32 - 1))
 def test_a_seed_gives_the_same_weights_in_every_dtype(config, seed):
     single, double = (flatten(init_parameters(config, seed, d)) for d in ("float32", "float64"))
     for name in single:
@@ -103,7 +108,7 @@ def test_a_seed_gives_the_same_weights_in_every_dtype(config, seed):
 
 def test_the_fingerprint_tells_weights_apart():
     config = SMALL
-    flat = flatten(random_parameters(config, 0))
+    flat = draw_parameters(config, "ordinary", 0)
     known = fingerprint(flat, config)
     assert known == fingerprint(nest(flat), config)
     for name in flat:

@@ -11,9 +11,11 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from support import SMALL, assert_close, configs, random_model, tokens_for  # noqa: E402
+from support import SMALL, assert_close, random_model, tokens_for  # noqa: E402
 
 import griffin_np as gnp  # noqa: E402
+from griffin_conformance.envelope import chain_bound, longest_chain  # noqa: E402
+from griffin_conformance.strategies import configurations  # noqa: E402
 from griffin_np.chat import render_dialogue  # noqa: E402
 from griffin_np.checkpoints.huggingface import HuggingFaceFolder  # noqa: E402
 
@@ -24,6 +26,9 @@ pytestmark = [
 
 # transformers always scales embeddings, always caps logits, and needs width = lru_width.
 STANDARD = SMALL.replace(lru_width=24, depth=8)
+
+AGREEMENT = 1e-4
+"""What the demo model's logits may differ by, by its specification; rounding could explain more."""
 
 
 def peer(folder, **changes):
@@ -39,7 +44,7 @@ def peer(folder, **changes):
 
 
 @settings(max_examples=15, deadline=None)
-@given(config=configs(), seed=st.integers(0, 999), length=st.integers(1, 40))
+@given(config=configurations(), seed=st.integers(0, 999), length=st.integers(1, 40))
 def test_logits_and_hidden_states_agree(config, seed, length, tmp_path_factory):
     config = config.replace(
         scale_embeddings=True, logits_soft_cap=30.0, lru_width=None, rope_fraction=0.5,
@@ -51,11 +56,12 @@ def test_logits_and_hidden_states_agree(config, seed, length, tmp_path_factory):
     tokens = tokens_for(config, (2, length), seed)
     with torch.no_grad():
         theirs = peer(folder)(torch.tensor(tokens), output_hidden_states=True, use_cache=False)
-    assert_close(model(tokens)[0], theirs.logits.numpy(), "float32", "logits")
+    chain = longest_chain(config, length)
+    assert_close(model(tokens)[0], theirs.logits.numpy(), "float32", "logits", chain=chain)
     ours = model.hidden_states(tokens)
     assert len(ours) == len(theirs.hidden_states)
     for a, b in zip(ours, theirs.hidden_states, strict=True):
-        assert_close(a, b.numpy(), "float32", "hidden state")
+        assert_close(a, b.numpy(), "float32", "hidden state", chain=chain)
 
 
 def test_losses_agree(tmp_path):
@@ -67,7 +73,9 @@ def test_losses_agree(tmp_path):
         theirs = peer(tmp_path / "m")(
             torch.tensor(tokens), labels=torch.tensor(labels), use_cache=False
         )
-    assert_close(model.loss(tokens, labels), theirs.loss.item(), "float32")
+    # A logit, the sum over the vocabulary, and the mean over the tokens.
+    chain = longest_chain(STANDARD, 20) + STANDARD.vocab_size + tokens.size
+    assert_close(model.loss(tokens, labels), theirs.loss.item(), "float32", chain=chain)
 
 
 def test_inputs_embeds_agree(tmp_path):
@@ -76,7 +84,8 @@ def test_inputs_embeds_agree(tmp_path):
     x = np.random.default_rng(0).standard_normal((2, 7, 24)).astype(np.float32)
     with torch.no_grad():
         theirs = peer(tmp_path / "m")(inputs_embeds=torch.tensor(x), use_cache=False).logits
-    assert_close(model(inputs_embeds=x)[0], theirs.numpy(), "float32")
+    chain = longest_chain(STANDARD, 7)
+    assert_close(model(inputs_embeds=x)[0], theirs.numpy(), "float32", chain=chain)
 
 
 def test_folders_that_transformers_writes_load(tmp_path):
@@ -87,7 +96,8 @@ def test_folders_that_transformers_writes_load(tmp_path):
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
     model = gnp.load(tmp_path / "theirs", window=STANDARD.window)
     assert model.config == STANDARD
-    assert_close(model([[1, 2, 3]])[0], random_model(STANDARD)([[1, 2, 3]])[0], "float32")
+    expected, chain = random_model(STANDARD)([[1, 2, 3]])[0], longest_chain(STANDARD, 3)
+    assert_close(model([[1, 2, 3]])[0], expected, "float32", chain=chain)
 
 
 def test_the_window_override_is_transformers_own_window(tmp_path):
@@ -99,13 +109,16 @@ def test_the_window_override_is_transformers_own_window(tmp_path):
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens), use_cache=False).logits.numpy()
     same = gnp.load(tmp_path / "m", window=STANDARD.window - 1)
-    assert_close(same(tokens)[0], expected, "float32")
-    gap = np.abs(model(tokens)[0] - expected).max(axis=(0, 2))
-    assert gap[: STANDARD.window].max() < 1e-3 < gap[STANDARD.window]
+    chain, within = longest_chain(STANDARD, 30), slice(0, STANDARD.window)
+    assert_close(same(tokens)[0], expected, "float32", chain=chain)
+    ours = model(tokens)[0]
+    assert_close(ours[:, within], expected[:, within], "float32", chain=chain)
+    rounding = chain_bound(chain, "float32") * np.abs(expected).max()
+    assert np.abs(ours - expected)[:, STANDARD.window].max() > rounding
 
 
 def test_the_demo_model_loads_and_agrees():
-    """Logits to 1e-4 within transformers' window rule."""
+    """With either window, transformers' rule taken into account."""
     from griffin_np.backends import DEMO
 
     model = gnp.load()
@@ -117,9 +130,9 @@ def test_the_demo_model_loads_and_agrees():
         narrow = peer(DEMO, attention_window_size=model.config.window)
         own = narrow(torch.tensor(tokens), use_cache=False).logits.numpy()
     ours = model(tokens)[0]
-    assert np.abs(ours - theirs).max() < 1e-4
+    assert np.abs(ours - theirs).max() < AGREEMENT
     within = slice(0, model.config.window)
-    assert np.abs(ours[:, within] - own[:, within]).max() < 1e-4
+    assert np.abs(ours[:, within] - own[:, within]).max() < AGREEMENT
     assert HuggingFaceFolder(DEMO).dtype == "bfloat16"
 
 

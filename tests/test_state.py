@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_dtypes import bfloat16
 from safetensors.numpy import load_file, save_file
-from support import SMALL, configs, random_model, tokens_for
+from support import SMALL, random_model, tokens_for
 
+from griffin_conformance.strategies import configurations
 from griffin_np.errors import StateError
 from griffin_np.state import State
 
@@ -25,7 +26,7 @@ def assert_same(a: State, b: State) -> None:
 
 
 @settings(max_examples=30)
-@given(config=configs(), batch=st.integers(0, 3), seed=st.integers(0, 99),
+@given(config=configurations(), batch=st.integers(0, 3), seed=st.integers(0, 99),
        dtype=st.sampled_from(["float32", "float64", bfloat16]))  # fmt: skip
 def test_files_hold_every_bit(config, batch, seed, dtype, tmp_path_factory):
     path = tmp_path_factory.mktemp("state") / "x.state"

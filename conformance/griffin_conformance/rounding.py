@@ -1,11 +1,20 @@
-"""Rounding to few bits in a chosen direction: the grain of the envelope's simulated arithmetic."""
+"""Rounding to few bits in a chosen direction, and arithmetic made of it.
 
+The grain of the envelope: many samples of a computation at once, each with its own rounding
+directions, which are drawn per operation and channel and then kept for all time steps.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BFLOAT16", "FLOAT32", "FLOAT64", "PROFILES", "Profile", "round_to"]
+__all__ = ["BFLOAT16", "FLOAT32", "FLOAT64", "PROFILES", "SAMPLES", "Arithmetic", "Profile",
+           "round_to"]  # fmt: skip
+
+SAMPLES = 16
+"""Computations that an envelope is made of."""
 
 
 @dataclass(frozen=True)
@@ -21,45 +30,131 @@ class Profile:
         Partial sums of dot products and means, softmax, gates and logits.
     state : int
         The recurrent state and what enters it.
+    tiny : float
+        Smallest normal number: differences of its size are always allowed.
+    angle : float
+        Error of a rotary angle, in radians, that a sample is given at most; multiplied by the
+        envelope's factor it is what the specification allows.
+    coarsening : int
+        Bits by which the simulation is coarser than the profile. Errors are proportional to the
+        unit roundoff, so deviations seen with fewer bits are scaled down by as many. Without it,
+        float64 samples would need arithmetic of more than 53 bits.
     """
 
     name: str
     activations: int
     accumulators: int
     state: int
+    tiny: float
+    angle: float
+    coarsening: int = 0
 
     @property
     def unit(self) -> float:
         """Unit roundoff of the activations."""
         return 2.0**-self.activations
 
+    @property
+    def state_unit(self) -> float:
+        """Unit roundoff of the recurrent state and its gates."""
+        return 2.0**-self.state
 
-FLOAT64 = Profile("float64", 53, 53, 53)
-FLOAT32 = Profile("float32", 24, 24, 24)
-BFLOAT16 = Profile("bfloat16", 8, 24, 24)
+    @property
+    def shrink(self) -> float:
+        """Factor from deviations of the simulation to deviations of the profile."""
+        return 2.0**-self.coarsening
+
+
+FLOAT64 = Profile("float64", 53, 53, 53, 2.0**-1022, 0.0, coarsening=12)
+FLOAT32 = Profile("float32", 24, 24, 24, 2.0**-126, 2.5e-7)
+BFLOAT16 = Profile("bfloat16", 8, 24, 24, 2.0**-126, 2.5e-7)
 PROFILES = {p.name: p for p in (FLOAT64, FLOAT32, BFLOAT16)}
 
 
 def round_to(x: NDArray, bits: int, direction: NDArray | int) -> NDArray:
     """``x`` with ``bits`` significant bits, rounded where each ``direction`` says.
 
+    Values that have no more bits than that stay as they are. The exponent is not bounded.
+
     Parameters
     ----------
     x : array, float64
     bits : int
-        With 53 there is nothing to round in float64: up and down then move to the neighbour.
+        At most 52.
     direction : array of {-1, 0, 1}, broadcast against ``x``
-        Down, to nearest, up.
+        Down, to nearest (ties to even), up.
     """
-    if bits >= 53:
-        neighbour = np.nextafter(x, np.where(np.asarray(direction) > 0, np.inf, -np.inf))
-        return np.where(np.asarray(direction) == 0, x, neighbour)
-    mantissa, exponent = np.frexp(x)
-    scaled = np.ldexp(mantissa, bits)
-    down = np.floor(scaled)
-    nearest = np.rint(scaled)
-    up = np.ceil(scaled)
-    chosen = np.where(
-        np.asarray(direction) == 0, nearest, np.where(np.asarray(direction) > 0, up, down)
-    )
-    return np.ldexp(chosen, exponent - bits)
+    # Working on the 64 bits themselves: adding to the magnitude and cutting the low bits off
+    # rounds, and what is added decides the direction. A carry goes into the exponent, as it must.
+    cut = 53 - bits
+    low = np.int64((1 << cut) - 1)
+    direction = np.asarray(direction)
+    nearest = direction == 0
+    flip = np.where(direction > 0, np.int64(-1), np.int64(0))
+    reach = np.where(nearest, np.int64(0), low)
+    half = np.where(nearest, np.int64((1 << (cut - 1)) - 1), np.int64(0))
+    even = nearest.astype(np.int64)
+    x = np.broadcast_to(x, np.broadcast_shapes(np.shape(x), direction.shape))
+    pattern = np.ascontiguousarray(x, np.float64).view(np.int64)
+    away = pattern >> 63  # -1 for negative numbers
+    away = np.bitwise_xor(away, flip) & reach
+    odd = pattern >> cut
+    odd &= even
+    away += odd
+    away += half
+    away += pattern
+    away &= ~low
+    return away.view(np.float64)
+
+
+class Arithmetic:
+    """Many rounded computations at once; arrays are of shape (S, T, ...channels).
+
+    Parameters
+    ----------
+    profile : Profile
+    samples : int
+        S.
+    seed : int
+    """
+
+    def __init__(self, profile: Profile, samples: int = SAMPLES, seed: int = 0):
+        self.profile = profile
+        self.S = samples
+        self.rng = np.random.default_rng([seed, profile.activations])
+        self.activations = profile.activations - profile.coarsening
+        self.accumulators = profile.accumulators - profile.coarsening
+        self.state = profile.state - profile.coarsening
+
+    def directions(self, *channels: int) -> NDArray:
+        """Directions (S, 1, ...channels): one per sample and channel, the same at every time."""
+        return self.draw(self.S, 1, *channels)
+
+    def draw(self, *shape: int) -> NDArray:
+        """Directions of any shape."""
+        return self.rng.integers(-1, 2, shape)
+
+    def rounded(self, x: NDArray, bits: int | None = None) -> NDArray:
+        """``x`` of shape (S, T, ...) rounded; to the activations' bits by default."""
+        return round_to(x, bits or self.activations, self.directions(*x.shape[2:]))
+
+    def function(self, f: Callable[[NDArray], NDArray], x: NDArray, bits: int) -> NDArray:
+        """An elementary function, wrong by up to two units in the last place.
+
+        That is what good vectorised libraries promise for exp and tanh in single precision.
+        """
+        return self.rounded(f(x), bits - 1)
+
+    def dot(self, x: NDArray, w: NDArray, bits: int | None = None) -> NDArray:
+        """``x @ w`` for x (S, T, K) and w (K, N), partial sums rounded in a random order.
+
+        Half of the samples have no fused multiply-add and round every product as well.
+        """
+        bits = bits or self.accumulators
+        total = np.zeros((*x.shape[:2], w.shape[1]))
+        half = self.S // 2
+        for k in self.rng.permutation(len(w)):
+            term = x[:, :, k, None] * w[k]
+            term[:half] = round_to(term[:half], bits, self.draw(half, 1, w.shape[1]))
+            total = self.rounded(total + term, bits)
+        return total

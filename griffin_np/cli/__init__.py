@@ -21,6 +21,7 @@ VERBS = {
     "info": "show a model's configuration, sizes and blocks",
     "state": "inspect, convert and compare state files",
     "train": "train a model from scratch on text files",
+    "conformance": "tell whether an implementation is right",
 }
 
 

@@ -1,0 +1,181 @@
+"""What the suite asks of an implementation, and the adapters of those it knows.
+
+An adapter is a subclass of :class:`Backend` that overrides what its implementation has. What it
+leaves out is skipped with a reason, and never counts as passed.
+"""
+
+import importlib
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from numpy.typing import NDArray
+
+from griffin_np.config import GriffinConfig
+
+__all__ = ["ADAPTERS", "Backend", "Unsupported", "find_backend", "versions_of"]
+
+ADAPTERS = {
+    "numpy": "griffin_conformance.backends.reference:NumPyBackend",
+    "jax": "griffin_conformance.backends.xla:JaxBackend",
+    "transformers": "griffin_conformance.backends.transformers:TransformersBackend",
+}
+"""Adapters by name."""
+
+
+class Unsupported(Exception):
+    """The implementation does not have this; the message says what is missing."""
+
+
+class Backend:
+    """One implementation, in one dtype.
+
+    All arrays that go in and out are NumPy arrays. Operations and blocks work on one row without
+    padding: T tokens, in ascending order. Parameters are flat (``blocks.0.mlp.up.weight``), float32
+    valued, in the layout of :mod:`griffin_np.params`.
+
+    Parameters
+    ----------
+    dtype : str, optional
+        One of :attr:`dtypes`; the first by default.
+
+    Attributes
+    ----------
+    name : str
+        As the command line takes it.
+    dtypes : tuple of str
+        Precision profiles that it can compute in.
+    fixed_shapes : bool
+        It compiles every shape anew: draw models from a fixed pool.
+    cannot : frozenset of str
+        Strata that it cannot be asked for, such as ``"no soft cap"``.
+    """
+
+    name: str = ""
+    dtypes: tuple[str, ...] = ("float32",)
+    fixed_shapes: bool = False
+    cannot: frozenset[str] = frozenset()
+
+    def __init__(self, dtype: str | None = None):
+        self.dtype = dtype or self.dtypes[0]
+        if self.dtype not in self.dtypes:
+            raise ValueError(
+                f"backend {self.name} has no dtype {dtype!r}; choose one of "
+                f"{', '.join(self.dtypes)}"
+            )
+
+    def adapt(self, config: GriffinConfig) -> GriffinConfig:
+        """The configuration nearest to this one that the implementation can represent."""
+        return config
+
+    def versions(self) -> dict[str, str]:
+        """What was tested, by name of the distribution."""
+        return {"python": platform.python_version(), **versions_of("griffin-np", "numpy")}
+
+    # -- L2 and L3
+
+    def model(self, config: GriffinConfig, flat: Mapping[str, NDArray]) -> Any:
+        """A model that answers the call contract of :class:`griffin_np.base.Model`."""
+        raise Unsupported("it has no models")
+
+    # -- L1
+
+    def block(
+        self, config: GriffinConfig, flat: Mapping[str, NDArray], i: int, x: NDArray,
+        positions: NDArray,
+    ) -> NDArray:  # fmt: skip
+        """Residual block i on a row: x (T, D), positions (T,) from 0; to (T, D)."""
+        raise Unsupported("it has no single blocks")
+
+    # -- L0
+
+    def embed(self, rows: NDArray) -> NDArray:
+        """Embedding rows (T, D), scaled."""
+        raise Unsupported("it has no single operation 'embed'")
+
+    def rms_norm(self, x: NDArray, scale: NDArray, eps: float) -> NDArray:
+        """RMSNorm of x (T, D); what multiplies is ``1 + scale``."""
+        raise Unsupported("it has no single operation 'rms_norm'")
+
+    def linear(self, x: NDArray, weight: NDArray, bias: NDArray | None) -> NDArray:
+        """``x @ weight + bias``: (T, K), (K, N), (N,) to (T, N)."""
+        raise Unsupported("it has no single operation 'linear'")
+
+    def gelu(self, x: NDArray) -> NDArray:
+        """GeLU in its tanh form, (T, E)."""
+        raise Unsupported("it has no single operation 'gelu'")
+
+    def causal_conv(
+        self, x: NDArray, weight: NDArray, bias: NDArray, positions: NDArray, past: NDArray
+    ) -> tuple[NDArray, NDArray]:
+        """Convolution of x (T, R) after inputs ``past`` (K - 1, R); result and new past."""
+        raise Unsupported("it has no single operation 'causal_conv'")
+
+    def gate(self, x: NDArray, w: NDArray, b: NDArray) -> NDArray:
+        """Equation (1) or (2): x (T, R), w (H, G, G), b (H, G)."""
+        raise Unsupported("it has no single operation 'gate'")
+
+    def decay(self, r: NDArray, a_param: NDArray) -> tuple[NDArray, NDArray]:
+        """Equation (3): a and ``sqrt(1 - a^2)``, (T, R) each."""
+        raise Unsupported("it has no single operation 'decay'")
+
+    def scan(self, a: NDArray, x: NDArray, h: NDArray) -> NDArray:
+        """``h_t = a_t h_(t-1) + x_t`` for (T, R) from the state h (R,): the state at every time."""
+        raise Unsupported("it has no single operation 'scan'")
+
+    def rg_lru(
+        self, x: NDArray, p: Mapping[str, NDArray], positions: NDArray, h: NDArray
+    ) -> NDArray:
+        """Equations (1) to (4): x (T, R), parameters w_a, b_a, w_x, b_x, a_param; to (T, R)."""
+        raise Unsupported("it has no single operation 'rg_lru'")
+
+    def rope(self, x: NDArray, positions: NDArray, base: float, rotary_dim: int) -> NDArray:
+        """Rotary embedding of x (T, H, d) on its first ``rotary_dim`` channels."""
+        raise Unsupported("it has no single operation 'rope'")
+
+    def attention(
+        self, q: NDArray, k: NDArray, v: NDArray, positions: NDArray, window: int
+    ) -> NDArray:
+        """Local attention: q (T, H, d), k and v (T, Q, d), already rotated; to (T, H, d)."""
+        raise Unsupported("it has no single operation 'attention'")
+
+    def logits(self, x: NDArray, embedding: NDArray, cap: float) -> NDArray:
+        """Tied head and soft cap: x (T, D), embedding (V, D); to (T, V)."""
+        raise Unsupported("it has no single operation 'logits'")
+
+
+def versions_of(*distributions: str) -> dict[str, str]:
+    """Installed versions by name of the distribution."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def find_backend(spec: str, dtype: str | None = None) -> Backend:
+    """An adapter by name, or as ``module:Class``.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name, or it does not have the dtype.
+    """
+    path = ADAPTERS.get(spec, spec)
+    module, separator, attribute = path.partition(":")
+    if not separator:
+        raise ValueError(
+            f"no backend {spec!r}; choose one of {', '.join(ADAPTERS)}, or give module:Class"
+        )
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"backend {spec} cannot be loaded: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Backend)):
+        raise ValueError(f"backend {spec} is no subclass of griffin_conformance.Backend")
+    backend = found(dtype)
+    backend.name = spec
+    return backend

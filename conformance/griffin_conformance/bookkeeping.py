@@ -1,0 +1,219 @@
+"""Wrong versions of the reference's model, for :mod:`griffin_conformance.mutants`.
+
+The mathematics is right in them; what they get wrong is the bookkeeping of rows, positions and
+states. Each takes the model class and returns a wrong subclass.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from griffin_conformance.faults import in_place, rg_lru_variant
+from griffin_np import base
+from griffin_np.errors import StateError
+from griffin_np.state import State
+
+
+def shares_its_state(right):
+    """The recurrent state lives in the model; states that were returned refer to it."""
+
+    class Wrong(right):
+        def _forward(self, inputs, positions, state, logits, trace):
+            values, after = super()._forward(inputs, positions, state, logits, trace)
+            arrays = after.arrays()
+            shared = self.__dict__.setdefault("shared", {})
+            for name in arrays:
+                if name.endswith("rg_lru"):
+                    kept = shared.setdefault((name, after.batch), arrays[name])
+                    kept[...] = arrays[name]
+                    arrays[name] = kept
+            return values, after.with_arrays(arrays, after.position)
+
+    return Wrong
+
+
+def stale_state(right):
+    """A fresh call of one token continues what the model has read before."""
+
+    class Wrong(right):
+        def _forward(self, inputs, positions, state, logits, trace):
+            last = self.__dict__.get("last")
+            fresh = positions.shape[1] == 1 and (positions == 0).all()
+            if fresh and last is not None and last.batch == state.batch:
+                state = last.with_arrays(last.arrays(), state.position)
+                with in_place({"rg_lru": rg_lru_variant(forgets=False)}):
+                    return super()._forward(inputs, positions, state, logits, trace)
+            values, self.last = super()._forward(inputs, positions, state, logits, trace)
+            return values, self.last
+
+    return Wrong
+
+
+def writes_into_its_input(right):
+    """The new convolution inputs are written into the caller's state."""
+
+    class Wrong(right):
+        def _forward(self, inputs, positions, state, logits, trace):
+            values, after = super()._forward(inputs, positions, state, logits, trace)
+            for name, array in state.arrays().items():
+                if name.endswith(("conv", "keys")):
+                    array[...] = after.arrays()[name]
+            return values, after
+
+    return Wrong
+
+
+def pads_reach_the_convolution(right):
+    """Padding before a text goes through the convolution as if it were text."""
+
+    class Wrong(right):
+        def _forward(self, inputs, positions, state, logits, trace):
+            arrays = {name: array.copy() for name, array in state.arrays().items()}
+            for row, steps in enumerate(positions):
+                real = np.flatnonzero(steps >= 0)
+                if len(real) and real[0] > 0:
+                    for name, array in arrays.items():
+                        if name.endswith("conv"):
+                            array[row, max(array.shape[1] - real[0], 0) :] = 0.5
+            state = state.with_arrays(arrays, state.position)
+            return super()._forward(inputs, positions, state, logits, trace)
+
+    return Wrong
+
+
+def rows_leak(right):
+    """The last row of a batch gets its convolution inputs from the first."""
+
+    class Wrong(right):
+        def _forward(self, inputs, positions, state, logits, trace):
+            values, after = super()._forward(inputs, positions, state, logits, trace)
+            arrays = after.arrays()
+            for name, array in arrays.items():
+                if name.endswith("rg_lru") and len(array) > 1:
+                    array[-1] = array[0]
+            return values, after
+
+    return Wrong
+
+
+def padding_has_logits(right):
+    """Logits of padding are those of the token before."""
+
+    class Wrong(right):
+        def _forward(self, inputs, positions, state, logits, trace):
+            values, after = super()._forward(inputs, positions, state, logits, trace)
+            if logits == "all":
+                for row, steps in enumerate(positions):
+                    for t in range(1, len(steps)):
+                        if steps[t] < 0:
+                            values[row, t] = values[row, t - 1]
+            return values, after
+
+    return Wrong
+
+
+def last_column(right):
+    """The last logits are those of the last column, padding or not."""
+
+    class Wrong(right):
+        def _forward(self, inputs, positions, state, logits, trace):
+            values, after = super()._forward(inputs, positions, state, logits, trace)
+            if logits == "last" and positions.shape[1]:
+                values[positions[:, -1] < 0] = 0
+            return values, after
+
+    return Wrong
+
+
+def anything_goes(right):
+    """Nothing that is passed in is looked at."""
+
+    class Wrong(right):
+        def __call__(self, tokens, positions=None, state=None, logits="all", **options):
+            checks = {name: getattr(base, name) for name in ("check_positions", "check_tokens")}
+            base.check_positions = lambda steps, start: None
+            base.check_tokens = lambda t, steps, size: np.where(steps >= 0, t, 0) % size
+            try:
+                if isinstance(state, State):
+                    state = replace(state, config=self.config, fingerprint="")
+                    if state.batch != len(tokens):
+                        state = state.select(np.arange(len(tokens)) % state.batch)
+                if positions is not None:
+                    positions = np.where(np.asarray(positions) < -1, 1, positions)
+                return super().__call__(tokens, positions, state, logits, **options)
+            except StateError:
+                return super().__call__(tokens, None, None, logits, **options)
+            finally:
+                for name, check in checks.items():
+                    setattr(base, name, check)
+
+    return Wrong
+
+
+class GrowingState(State):
+    """Keeps everything that was ever attended to."""
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + 8 * int(self.position.sum())
+
+
+class LossyState(State):
+    """Is kept on disk in half precision."""
+
+    def save(self, path, metadata=None):
+        half = {
+            name: np.float16(array).astype(array.dtype) for name, array in self.arrays().items()
+        }
+        State.save(self.with_arrays(half, self.position), path, metadata)
+
+
+class AliasedState(State):
+    """Forks are views of one row."""
+
+    def select(self, rows):
+        rows = np.asarray(rows)
+        if len(rows) and (rows == rows[0]).all():
+            return self._map(lambda a: np.broadcast_to(a[rows[0]], (len(rows), *a.shape[1:])))
+        return super().select(np.sort(rows))
+
+
+def returns(kind: type[State]) -> Callable:
+    """Models whose states are of another class."""
+
+    def wrong(right):
+        class Wrong(right):
+            def _forward(self, inputs, positions, state, logits, trace):
+                values, after = super()._forward(inputs, positions, state, logits, trace)
+                return values, kind(after.layers, after.position, after.config, after.fingerprint)
+
+        return Wrong
+
+    return wrong
+
+
+def forgets_its_seed(right):
+    """What a row draws depends on how many rows there are."""
+
+    class Wrong(right):
+        def generate(self, prompts, seed=0, **options):
+            return super().generate(prompts, seed=seed + 1000 * len(prompts), **options)
+
+    return Wrong
+
+
+def takes_the_second_best(right):
+    """Generation excludes the best token."""
+
+    class Wrong(right):
+        def _forward(self, inputs, positions, state, logits, trace):
+            values, after = super()._forward(inputs, positions, state, logits, trace)
+            if logits != "none":
+                rows = np.arange(values.reshape(-1, values.shape[-1]).shape[0])
+                flat = values.reshape(-1, values.shape[-1])
+                if flat.size:
+                    flat[rows, flat.argmax(-1)] = flat.min(-1)
+            return values, after
+
+    return Wrong

@@ -1,0 +1,105 @@
+"""Ask everything of a backend: the suite as one call."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from griffin_conformance.backends import Backend, find_backend
+from griffin_conformance.checks import EXAMPLES, LEVELS, Check, Verdict, find_checks
+from griffin_conformance.runner import run_check
+
+__all__ = ["Certificate", "certify", "reproduce"]
+
+
+@dataclass
+class Certificate:
+    """All verdicts about a backend.
+
+    Attributes
+    ----------
+    backend : Backend
+    verdicts : list of Verdict
+    seconds : float
+    """
+
+    backend: Backend
+    verdicts: list[Verdict] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def conforms(self) -> bool:
+        """Whether nothing that a backend must do is violated."""
+        return not any(verdict.violates for verdict in self.verdicts)
+
+    @property
+    def worst(self) -> float:
+        """Largest observed / allowed of all required checks."""
+        return max((v.ratio for v in self.verdicts if v.check.must), default=0.0)
+
+    def counts(self, level: str) -> Counter:
+        """How many checks of a level passed, failed and were skipped."""
+        return Counter(v.status for v in self.verdicts if v.check.level == level)
+
+    def to_dict(self) -> dict:
+        """As JSON values."""
+        levels = [level for level in LEVELS if self.counts(level)]
+        strata = sum((v.strata for v in self.verdicts), Counter())
+        return {
+            "backend": self.backend.name,
+            "dtype": self.backend.dtype,
+            "versions": self.backend.versions(),
+            "conforms": self.conforms,
+            "levels": {
+                level: {s: self.counts(level)[s] for s in ("passed", "failed", "skipped")}
+                for level in levels
+            },
+            "checks": [verdict.to_dict() for verdict in self.verdicts],
+            "strata": dict(sorted(strata.items())),
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def certify(
+    backend: Backend,
+    levels: Sequence[str] = (),
+    names: Sequence[str] = (),
+    max_examples: int = EXAMPLES,
+    *,
+    progress: Callable[[Check], None] | None = None,
+    report: Callable[[Verdict], None] | None = None,
+    **options,
+) -> Certificate:
+    """Run checks on a backend.
+
+    Parameters
+    ----------
+    backend : Backend
+    levels, names : sequence of str
+        Which checks; all by default.
+    max_examples : int
+        Of each check.
+    progress, report : callable, optional
+        Called before and after each check.
+    **options
+        As for :func:`~griffin_conformance.runner.run_check`.
+    """
+    certificate, began = Certificate(backend), time.perf_counter()
+    for check in find_checks(levels, names):
+        if progress:
+            progress(check)
+        verdict = run_check(check, backend, max_examples, **options)
+        certificate.verdicts.append(verdict)
+        if report:
+            report(verdict)
+    certificate.seconds = time.perf_counter() - began
+    return certificate
+
+
+def reproduce(name: str, backend: str, dtype: str, case) -> None:
+    """Run one case of one check again and print its comparisons; errors are not caught."""
+    (check,) = find_checks(names=[name])
+    comparisons = check.holds(find_backend(backend, dtype), case)
+    for comparison in comparisons:
+        print(("  " if comparison.passed else "* ") + str(comparison))
+    print("passed" if all(c.passed for c in comparisons) else "failed")

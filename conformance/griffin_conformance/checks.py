@@ -1,0 +1,209 @@
+"""What a check is, how it is run over drawn examples, and the verdict that comes out."""
+
+import importlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import strategies as st
+
+from griffin_conformance.backends import Backend
+from griffin_conformance.envelope import Comparison
+
+__all__ = ["EXAMPLES", "LEVELS", "Check", "Scope", "Verdict", "Violation", "check", "find_checks"]
+
+EXAMPLES = 60
+"""Examples of each check by default."""
+
+LEVELS = {
+    "L0": "operations",
+    "L1": "blocks",
+    "L2": "the model's laws",
+    "L3": "state and generation",
+}
+
+
+class Violation(Exception):
+    """A law that is broken in a way that is no matter of size."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a check may draw for a backend.
+
+    Attributes
+    ----------
+    fixed_shapes : bool
+        Only worlds of a fixed pool, for a backend that compiles each shape.
+    adapt : callable
+        From any configuration to one that the backend can represent.
+    only : World, optional
+        The one world to draw from.
+    """
+
+    fixed_shapes: bool = False
+    adapt: Callable[[Any], Any] = lambda config: config
+    only: Any = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """A law or comparison.
+
+    Attributes
+    ----------
+    name, level : str
+    says : str
+        What a right backend does.
+    must : bool
+        Otherwise it should, and a backend that does not still conforms.
+    cases : callable
+        Strategy of the examples, for a :class:`Scope`.
+    holds : callable
+        ``holds(backend, case)`` returns comparisons, or raises :class:`Violation` or
+        :class:`~griffin_conformance.backends.Unsupported`.
+    strata : tuple of str
+        What examples must have met, each at least once in every 20.
+    weight : float
+        Examples relative to the others.
+    """
+
+    name: str
+    level: str
+    says: str
+    must: bool
+    cases: Callable[[Scope], st.SearchStrategy]
+    holds: Callable[[Backend, Any], Sequence[Comparison]]
+    strata: tuple[str, ...] = ()
+    weight: float = 1.0
+
+
+CHECKS: dict[str, Check] = {}
+
+
+def check(
+    level: str,
+    cases: Callable[[Scope], st.SearchStrategy],
+    *,
+    must: bool = True,
+    strata: tuple[str, ...] = (),
+    weight: float = 1.0,
+):
+    """Register the function below as a check; its docstring is what the check says."""
+
+    def register(function):
+        name = function.__name__.replace("_", "-")
+        says = " ".join((function.__doc__ or "").split())
+        CHECKS[name] = Check(name, level, says, must, cases, function, strata, weight)
+        return function
+
+    return register
+
+
+def find_checks(levels: Sequence[str] = (), names: Sequence[str] = ()) -> list[Check]:
+    """Checks of some levels, or some by name; all by default, in order of level.
+
+    Raises
+    ------
+    ValueError
+        If there is no such level or check; the message lists them.
+    """
+    for module in ("operations", "recurrences", "blocks", "laws", "states", "generation"):
+        importlib.import_module(f"griffin_conformance.{module}")  # registers its checks
+
+    for level in levels:
+        if level not in LEVELS:
+            raise ValueError(f"no level {level!r}; levels are {', '.join(LEVELS)}")
+    for name in names:
+        if name not in CHECKS:
+            raise ValueError(f"no check {name!r}; checks are {', '.join(sorted(CHECKS))}")
+    found = [c for c in CHECKS.values() if not levels or c.level in levels]
+    found = [c for c in found if not names or c.name in names]
+    return sorted(found, key=lambda c: c.level)
+
+
+@dataclass
+class Verdict:
+    """What came out of one check on one backend.
+
+    Attributes
+    ----------
+    check : Check
+    status : {"passed", "failed", "skipped"}
+    examples : int
+    worst : Comparison or None
+        The comparison nearest to, or farthest beyond, what is allowed.
+    reason : str
+        Why it failed or was skipped.
+    case : object
+        The smallest failing case.
+    reproducer : str
+        Python that runs that case again.
+    strata : Counter
+        In how many examples each stratum was met.
+    seconds : float
+    """
+
+    check: Check
+    status: str = "passed"
+    examples: int = 0
+    worst: Comparison | None = None
+    reason: str = ""
+    case: Any = None
+    reproducer: str = ""
+    strata: Counter = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    @property
+    def violates(self) -> bool:
+        """Whether the backend does not conform because of this."""
+        return self.status == "failed" and self.check.must
+
+    @property
+    def ratio(self) -> float:
+        """Worst observed / allowed; infinite where something else than a size was wrong."""
+        if self.status == "failed" and (self.worst is None or self.worst.passed):
+            return float("inf")
+        return self.worst.ratio if self.worst else 0.0
+
+    def explain(self) -> str:
+        """Everything about a failure, for a person."""
+        if self.status != "failed":
+            return f"{self.check.name}: {self.status} {self.reason}".strip()
+        lines = [f"{self.check.level} {self.check.name}: {self.check.says}", "", self.reason]
+        if self.case is not None:
+            lines += ["", "smallest failing case found, to paste:", "", self.reproducer]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict:
+        """As JSON values."""
+        worst = self.worst
+        return {
+            "check": self.check.name,
+            "level": self.check.level,
+            "requirement": "MUST" if self.check.must else "SHOULD",
+            "says": self.check.says,
+            "status": self.status,
+            "examples": self.examples,
+            "observed_over_allowed": _json_number(self.ratio),
+            "worst": worst
+            and {
+                "what": worst.name,
+                "entry": worst.position,
+                "observed": _json_number(worst.observed),
+                "allowed": _json_number(worst.allowed),
+                "ulp_percentiles": {
+                    p: _json_number(v)
+                    for p, v in zip(("50", "99", "99.9", "100"), worst.ulps, strict=True)
+                },
+            },
+            "reason": self.reason,
+            "reproducer": self.reproducer,
+            "strata": dict(sorted(self.strata.items())),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def _json_number(value: float) -> float | str:
+    return value if abs(value) < float("inf") else str(value)

@@ -1,0 +1,328 @@
+"""Level 2, the model's laws: the same documents give the same results however they come.
+
+Except for :func:`whole_texts`, a law compares the backend with itself, so that a fault in the
+mathematics does not hide where the bookkeeping is right, nor the other way round.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from griffin_conformance.alone import Alone, as_if_alone, has_arrays, model_of, profile_of
+from griffin_conformance.backends import Backend, Unsupported
+from griffin_conformance.checks import Violation, check
+from griffin_conformance.envelope import Comparison, Envelope
+from griffin_conformance.layouts import Case, Layout, Run, execute
+from griffin_conformance.strategies import any_world, cases, layouts, pooled
+
+__all__: list[str] = []
+
+
+def whole_cases(scope) -> st.SearchStrategy[Case]:
+    return any_world(scope).map(lambda world: Case(world, Layout((((0, world.lengths[0]),),))))
+
+
+@check(
+    "L2",
+    whole_cases,
+    strata=(
+        "crosses the window",
+        "one head",
+        "all recurrent",
+        "all attention",
+        "no soft cap",
+        "lru_width is not width",
+        "several key-value heads",
+        "odd width",
+    ),
+    weight=2,
+)
+def whole_texts(backend: Backend, case: Case) -> Sequence[Comparison]:
+    """A text read in one call gives the oracle's residual streams and logits."""
+    model = model_of(backend, case)
+    history = case.world.history(profile_of(backend), 0)
+    tokens = case.world.tokens(0)[None]
+    results = []
+    if hasattr(model, "hidden_states"):
+        # The first is the embedding; the last has gone through the final norm.
+        for i, stream in enumerate(model.hidden_states(tokens)[1:-1]):
+            name = f"blocks.{i}.residual"
+            results.append(history[name].compare(name, np.asarray(stream)[0]))
+    logits, _ = model(tokens)
+    results.append(history["logits"].compare("logits", np.asarray(logits)[0]))
+    return results
+
+
+@st.composite
+def changes(draw, scope, letters: str | None = None) -> Case:
+    """A text, and which of its tokens is changed."""
+    world = draw(any_world(scope, letters) if letters else pooled(scope))
+    if letters:
+        # One block of attention, so that what a token sees is seen in its logits alone.
+        config = world.config.replace(depth=1)
+        world = replace(world, config=config)
+    n = world.lengths[0]
+    return Case(world, Layout((((0, n),),)), (draw(st.integers(0, n - 1)),))
+
+
+def with_a_change(backend: Backend, case: Case) -> tuple[Run, Run, int, NDArray]:
+    """Runs of a text without and with its token changed, where that is, and the changed text."""
+    (at,) = case.extra
+    tokens = case.world.tokens(0)[None]
+    changed = tokens.copy()
+    changed[0, at] = (changed[0, at] + 1) % case.world.config.vocab_size
+    before, after = (
+        Run(np.asarray(model_of(backend, case)(t)[0], np.float64), None) for t in (tokens, changed)
+    )
+    return before, after, at, changed[0]
+
+
+@check("L2", lambda scope: changes(scope))
+def nothing_sees_the_future(backend: Backend, case: Case) -> Sequence[Comparison]:
+    """Logits do not depend on later tokens."""
+    before, after, at, _ = with_a_change(backend, case)
+    envelope = case.world.history(profile_of(backend), 0)["logits"].rows(slice(at))
+    name = f"logits before token {at}, which is changed"
+    return [envelope.between(name, after.logits[0, :at], before.logits[0, :at])]
+
+
+@check("L2", lambda scope: changes(scope, "A"), strata=("crosses the window",))
+def the_window_shows_w_past_tokens(backend: Backend, case: Case) -> Sequence[Comparison]:
+    """Attention sees a token and the W before it in its document, W + 1 keys, and none beyond."""
+    before, after, at, changed = with_a_change(backend, case)
+    last = at + case.world.config.window
+    history = case.world.history(profile_of(backend), 0)["logits"]
+    beyond = slice(last + 1, None)
+    results = [
+        history.rows(beyond).between(
+            f"logits more than W tokens behind token {at}, which is changed",
+            after.logits[0, beyond],
+            before.logits[0, beyond],
+        )
+    ]
+    if at < last < len(changed):
+        results += _change_is_seen(case, history.rows([last]), before, after, last, changed)
+    return results
+
+
+def _change_is_seen(
+    case: Case, envelope: Envelope, before: Run, after: Run, last: int, changed: NDArray
+) -> list[Comparison]:
+    """The logits W tokens behind a change move as the oracle's do."""
+    from griffin_conformance.oracle import Oracle
+
+    moved = Oracle(case.world.parameters(), case.world.config).read(changed, range(len(changed)))
+    step = envelope.truth + (after.logits[0, [last]] - before.logits[0, [last]])
+    return [
+        envelope.between(
+            f"change of the logits at token {last}, W tokens behind the changed one",
+            step,
+            moved[[last]],
+        )
+    ]
+
+
+@st.composite
+def decoding_cases(draw, scope) -> Case:
+    """A prompt in one call, then tokens one by one."""
+    world = draw(pooled(scope))
+    n = draw(st.integers(2, world.lengths[0]))
+    prompt = draw(st.integers(max(n - 12, 1), n - 1))
+    return Case(world, Layout((((0, n),),), (), tuple(range(prompt, n))))
+
+
+@check("L2", decoding_cases, strata=("crosses the window", "call of 1 token"))
+def decoding_continues_a_prompt(backend: Backend, case: Case) -> Sequence[Comparison]:
+    """A prompt and then one token at a time give what the whole text gives."""
+    return as_if_alone(backend, case)
+
+
+@check(
+    "L2",
+    lambda scope: cases(scope, cut=True),
+    strata=("crosses the window", "call of 1 token", "call of 2 tokens", "call of 3 tokens"),
+    weight=2,
+)
+def any_chunking(backend: Backend, case: Case) -> Sequence[Comparison]:
+    """A text cut into calls in any way, some without tokens, gives what it gives whole."""
+    return as_if_alone(backend, case)
+
+
+@check(
+    "L2",
+    lambda scope: cases(scope, documents=(2, 5), short_end=True),
+    strata=("reset inside a call", "last document of 1-2 tokens", "crosses the window"),
+)
+def packed_documents(backend: Backend, case: Case) -> Sequence[Comparison]:
+    """Documents that share a row give what they give apart; position 0 starts one."""
+    return as_if_alone(backend, case)
+
+
+@st.composite
+def packed_then_decoded(draw, scope) -> Case:
+    """Packed documents in one call, of which the last goes on token by token."""
+    world = draw(pooled(scope))
+    layout = draw(layouts(world, documents=(1, 3), short_end=True))
+    *row, (document, n) = layout.rows[0]
+    prompt = sum(layout.lengths)
+    more = draw(st.integers(1, min(4, world.lengths[document] - 1)))
+    n = min(n, world.lengths[document] - more)
+    prompt = sum(k for _, k in row) + n
+    row.append((document, n + more))
+    return Case(world, Layout((tuple(row),), (), tuple(range(prompt, prompt + more))), (n,))
+
+
+@check("L2", packed_then_decoded, strata=("call of 1 token",))
+def decoding_continues_packed_documents(backend: Backend, case: Case) -> Sequence[Comparison]:
+    """After packed documents, decoding continues the last, also if it had one or two tokens."""
+    return as_if_alone(backend, case)
+
+
+@check("L2", lambda scope: cases(scope, rows=(1, 3), pad="left"), strata=("padding on the left",))
+def padding_on_the_left(backend: Backend, case: Case) -> Sequence[Comparison]:
+    """Padding before a text changes nothing, and its own logits are 0."""
+    return as_if_alone(backend, case)
+
+
+@st.composite
+def padded_then_decoded(draw, scope) -> Case:
+    """Rows of several lengths with padding on the left, which go on token by token."""
+    world = draw(pooled(scope))
+    rows = tuple(
+        ((draw(st.integers(0, 2)), draw(st.integers(1, 4))),)
+        for _ in range(draw(st.integers(2, 3)))
+    )
+    width = max(n for ((_, n),) in rows)
+    more = draw(st.integers(1, 2))
+    pads = tuple((0,) * (width - n) for ((_, n),) in rows)
+    grown = tuple(((d, min(n + more, world.lengths[d])),) for ((d, n),) in rows)
+    total = max(n + len(p) for (((_, n),), p) in zip(grown, pads, strict=True))
+    return Case(world, Layout(grown, pads, tuple(range(width, total))))
+
+
+@check("L2", padded_then_decoded, strata=("padding on the left", "rows of several lengths"))
+def decoding_continues_padded_rows(backend: Backend, case: Case) -> Sequence[Comparison]:
+    """Short prompts padded on the left to one length are continued as each would be alone."""
+    return as_if_alone(backend, case)
+
+
+@check(
+    "L2",
+    lambda scope: cases(scope, pad="anywhere", documents=(1, 3), cut=True),
+    strata=("padding inside a row", "reset inside a call"),
+)
+def padding_anywhere(backend: Backend, case: Case) -> Sequence[Comparison]:
+    """Padding changes nothing wherever it stands, and its own logits are 0."""
+    return as_if_alone(backend, case)
+
+
+@check(
+    "L2",
+    lambda scope: cases(scope, rows=(2, 4), pad="anywhere", documents=(0, 3), cut=True),
+    strata=(
+        "rows of several lengths",
+        "reset inside a call",
+        "padding inside a row",
+        "last document of 1-2 tokens",
+    ),
+)
+def rows_are_independent(backend: Backend, case: Case) -> Sequence[Comparison]:
+    """A row of a batch, even an empty one, depends on none of the others."""
+    return as_if_alone(backend, case)
+
+
+@check("L2", lambda scope: cases(scope, rows=(2, 2)))
+def nothing_stays_in_the_model(backend: Backend, case: Case) -> Sequence[Comparison]:
+    """What a model has read before, in other calls and batches, changes nothing."""
+    model, results = model_of(backend, case), []
+    alone = Alone(backend, case)
+    for row in (*case.layout.rows, case.layout.rows[0], ((1, 1),)):
+        one = replace(case, layout=Layout((row,)))
+        results += alone.compare(execute(model, one), one)
+    both = replace(case, layout=replace(case.layout, cuts=()))
+    return results + alone.compare(execute(model, both), both)
+
+
+@check("L2", lambda scope: cases(scope, rows=(1, 2), pad="anywhere"))
+def calls_are_pure(backend: Backend, case: Case) -> Sequence[Comparison]:
+    """A call changes nothing that it is given, and the same call gives the same again."""
+    model = model_of(backend, case)
+    tokens, positions = case.layout.arrays(case.world)
+    half = case.layout.width // 2
+    _, state = model(tokens[:, :half], positions[:, :half])
+    rest, steps = tokens[:, half:].copy(), positions[:, half:].copy()
+    kept = copy.deepcopy(state.arrays()) if has_arrays(state) else {}
+    first, _ = model(rest, steps, state)
+    first = np.array(first, np.float64)
+    second, _ = model(rest, steps, state)
+    given = {"tokens": (rest, tokens[:, half:]), "positions": (steps, positions[:, half:])}
+    given |= (
+        {f"state {name}": (a, kept[name]) for name, a in state.arrays().items()} if kept else {}
+    )
+    for name, (now, before) in given.items():
+        if not np.array_equal(np.asarray(now), np.asarray(before), equal_nan=True):
+            raise Violation(f"the caller's {name} was changed by the call")
+    if not np.array_equal(first, np.asarray(second, np.float64)):
+        largest = np.abs(first - np.asarray(second, np.float64)).max()
+        raise Violation(f"the same call gave other logits the second time, by up to {largest:.3g}")
+    return []
+
+
+@check("L2", lambda scope: cases(scope, rows=(1, 3), pad="anywhere", cut=True), weight=0.5)
+def last_logits(backend: Backend, case: Case) -> Sequence[Comparison]:
+    """``logits="last"`` gives those of each row's last real token, ``"none"`` none."""
+    model = model_of(backend, case)
+    tokens, positions = case.layout.arrays(case.world)
+    try:
+        last, _ = model(tokens, positions, logits="last")
+        none, _ = model(tokens, positions, logits="none")
+    except TypeError as error:
+        raise Unsupported(f"it has no choice of logits: {error}") from None
+    if none is not None:
+        raise Violation('logits="none" returned logits')
+    results, alone = [], Alone(backend, case)
+    for i, (((document, n),),) in enumerate(zip(case.layout.rows, strict=True)):
+        envelope = case.world.history(profile_of(backend), document)["logits"].rows([n - 1])
+        expected = alone.run(document, n).logits[0, [n - 1]]
+        results.append(envelope.between(f"last logits of row {i}", np.asarray(last)[[i]], expected))
+    return results
+
+
+@st.composite
+def refused(draw, scope) -> Case:
+    """A call with one impossible position or token, and where that is."""
+    world = draw(pooled(scope))
+    n = draw(st.integers(2, 6))
+    column = draw(st.integers(0, n - 1))
+    fault = draw(st.sampled_from(["gap", "back", "negative", "token", "token below 0"]))
+    return Case(world, Layout((((0, n),),)), (fault, column))
+
+
+@check("L2", refused, weight=0.5)
+def impossible_calls_are_refused(backend: Backend, case: Case) -> Sequence[Comparison]:
+    """Positions and tokens that no text can have raise ValueError naming row and column."""
+    fault, column = case.extra
+    model = model_of(backend, case)
+    tokens, positions = case.layout.arrays(case.world)
+    values = {"gap": column + 7, "back": column - 1 if column > 1 else 5, "negative": -2}
+    if fault in values:
+        positions[0, column] = values[fault]
+    else:
+        tokens[0, column] = case.world.config.vocab_size if fault == "token" else -1
+    try:
+        model(tokens, positions)
+    except ValueError as error:
+        text = str(error)
+        if f"row 0, column {column}" not in text:
+            raise Violation(
+                f"{fault} at row 0, column {column}: the error does not name the place: {text}"
+            ) from None
+        return []
+    raise Violation(
+        f"{fault} at row 0, column {column}: position {positions[0, column]}, token "
+        f"{tokens[0, column]} was taken without an error"
+    )

@@ -1,0 +1,302 @@
+"""Wrong on purpose: variants of the reference that the suite has to catch.
+
+Each mutant is the reference with one fault that some implementation was seen to have, or could
+have. ``caught_by`` names checks that must fail for it: the suite has to say where the fault is,
+and not only that there is one.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from griffin_conformance import bookkeeping, faults
+from griffin_conformance.backends.reference import NumPyBackend
+from griffin_conformance.faults import (
+    ORIGINAL,
+    attention_variant,
+    conv_variant,
+    in_place,
+    rg_lru_variant,
+    rope_variant,
+    scan_in,
+    to_bfloat16,
+)
+from griffin_np import model
+
+__all__ = ["MUTANTS", "Mutant", "mutate"]
+
+PASSES_ON = ("linear", "rms_norm", "gelu", "causal_conv", "rope", "local_attention", "embed")
+"""Functions whose results are activations."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault.
+
+    Attributes
+    ----------
+    name : str
+    fault : str
+        What is wrong.
+    caught_by : tuple of str
+        Checks that fail.
+    functions : dict
+        Functions of the reference by name, and what takes their place.
+    parameters : callable, optional
+        From flat parameters to wrong ones.
+    model : callable, optional
+        From the model class to a wrong subclass.
+    rounding : tuple of str
+        Precisions in which it is a fault of rounding only, and need not stand far outside the
+        envelope, nor outside at all.
+    trap : str
+        The number of the trap in the project's list of known faults.
+    """
+
+    name: str
+    fault: str
+    caught_by: tuple[str, ...]
+    functions: dict[str, Callable] = field(default_factory=dict)
+    parameters: Callable | None = None
+    model: Callable | None = None
+    rounding: tuple[str, ...] = ()
+    trap: str = ""
+
+
+NO_FAULT = Mutant("none", "nothing is wrong", ())
+
+
+def mutate(mutant: Mutant = NO_FAULT, dtype: str = "float32") -> NumPyBackend:
+    """The reference as a backend, with the fault in it.
+
+    In bfloat16, where the reference has no such dtype, everything that passes between operations is
+    rounded to it: a right program of that precision, but for the fault.
+    """
+    functions = dict(mutant.functions)
+    if dtype == "bfloat16":
+        for name in PASSES_ON:
+            functions[name] = faults.then_rounded(functions.get(name, ORIGINAL[name]))
+
+    class Wrong(model.NumPyModel):
+        def _forward(self, *args):
+            with in_place(functions):
+                return super()._forward(*args)
+
+    wrong_model = mutant.model(Wrong) if mutant.model else Wrong
+
+    class WrongBackend(NumPyBackend):
+        dtypes = (*NumPyBackend.dtypes, "bfloat16")
+
+        def cast(self, array):
+            single = array is not None and self.dtype == "bfloat16"
+            return np.asarray(array, np.float32) if single else super().cast(array)
+
+        def tree(self, flat):
+            return super().tree(mutant.parameters(dict(flat)) if mutant.parameters else flat)
+
+        def model(self, config, flat):
+            return wrong_model(config, self.tree(flat), "mutant")
+
+    def with_fault(operation):
+        def call(self, *args):
+            with in_place(functions):
+                return operation(self, *args)
+
+        return call
+
+    for operation in (
+        "block", "embed", "rms_norm", "linear", "gelu", "causal_conv", "gate", "decay", "scan",
+        "rg_lru", "rope", "attention", "logits",
+    ):  # fmt: skip
+        setattr(WrongBackend, operation, with_fault(getattr(NumPyBackend, operation)))
+    backend = WrongBackend(dtype)
+    backend.name = f"the reference, mutant: {mutant.name}"
+    return backend
+
+
+# -- wrong parameters: faults of loaders
+
+
+def each(leaf: str, change: Callable) -> Callable:
+    """Change every array whose name ends so."""
+    return lambda flat: {n: change(a) if n.endswith(leaf) else a for n, a in flat.items()}
+
+
+def swapped(one: str, other: str) -> Callable:
+    """Exchange arrays whose names differ in one part, where their shapes allow it."""
+
+    def swap(flat):
+        result = dict(flat)
+        for name, array in flat.items():
+            twin = name.replace(one, other) if one in name else name.replace(other, one)
+            if twin in flat and flat[twin].shape == array.shape:
+                result[name] = flat[twin]
+        return result
+
+    return swap
+
+
+def transposed(array):
+    """The transpose of square matrices, which no shape check can see."""
+    return array.swapaxes(-1, -2).copy() if array.shape[-1] == array.shape[-2] else array
+
+
+_bf16 = to_bfloat16
+_T13 = ("recurrent-blocks", "whole-texts")
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant("window of W keys", "a token sees W keys, its own among them",
+           ("the-window-shows-w-past-tokens", "attentions", "attention-blocks"),
+           {"local_attention": attention_variant(window=lambda w: w - 1)}, trap="T01"),
+    Mutant("no window", "a token sees everything before it",
+           ("the-window-shows-w-past-tokens", "attentions", "any-chunking"),
+           {"local_attention": attention_variant(window=lambda w: 10**9)}, trap="T02"),
+    Mutant("ring too short", "the ring drops its oldest key one token too early",
+           ("decoding-continues-a-prompt", "state-values"), {"roll": faults.short_ring},
+           trap="T03"),
+    Mutant("sees the future", "a token sees the one after it",
+           ("nothing-sees-the-future", "attentions"),
+           {"local_attention": attention_variant(future=1)}, trap="T05"),
+    Mutant("damped start", "a document's first input is multiplied by sqrt(1 - a^2)",
+           ("recurrences", "recurrent-blocks"), {"rg_lru": rg_lru_variant(undamped_start=False)},
+           trap="T06"),
+    Mutant("stale state", "a fresh one-token prompt continues what was read before",
+           ("nothing-stays-in-the-model",), model=bookkeeping.stale_state, trap="T10"),
+    Mutant("recurrence not reset", "position 0 does not reset the recurrence",
+           ("packed-documents", "position-0-forgets", "recurrences"),
+           {"rg_lru": rg_lru_variant(forgets=False)}, trap="T08"),
+    Mutant("short documents not reset", "a call of one token at position 0 keeps the state",
+           ("padding-anywhere", "rows-are-independent"),
+           {"rg_lru": rg_lru_variant(long_only=True)}, trap="T08"),
+    Mutant("convolution not reset", "the convolution sees the document before",
+           ("packed-documents", "padding-anywhere"),
+           {"causal_conv": conv_variant(masks_documents=False)}, trap="T08"),
+    Mutant("attention not reset", "attention sees the document before",
+           ("packed-documents", "rows-are-independent"),
+           {"local_attention": attention_variant(documents=False)}, trap="T08"),
+    Mutant("convolution cache not cleared",
+           "after packing, the cache of a document of one or two tokens holds the one before",
+           ("decoding-continues-packed-documents", "state-values"),
+           {"causal_conv": conv_variant(trusts_cache=True)}, trap="T09"),
+    Mutant("padding in the convolution", "padding on the left enters the convolution's cache",
+           ("padding-on-the-left", "decoding-continues-padded-rows"),
+           {"causal_conv": conv_variant(trusts_cache=True)},
+           model=bookkeeping.pads_reach_the_convolution,
+           trap="T11"),
+    Mutant("chunks overwrite the convolution cache",
+           "a call of more than one token does not read the convolution's cache",
+           ("any-chunking", "convolutions"), {"causal_conv": conv_variant(reads_cache=False)},
+           trap="T12"),
+    Mutant("convolution flipped", "the first row of the weights meets the current token",
+           _T13, parameters=each("conv.weight", lambda w: w[::-1].copy()), trap="T13"),
+    Mutant("gates transposed", "the gates' blocks are (out, in)",
+           _T13, parameters=lambda flat: each("w_a", transposed)(each("w_x", transposed)(flat)),
+           trap="T13"),
+    Mutant("gate matrix transposed at use", "the gates multiply from the left",
+           ("gates", "recurrences"),
+           {"block_diagonal": lambda x, w, b: ORIGINAL["block_diagonal"](x, transposed(w), b)},
+           trap="T13"),
+    Mutant("MLP branches swapped", "GeLU acts on the other branch",
+           (*_T13, "attention-blocks"), parameters=swapped("mlp.gate", "mlp.up"), trap="T13"),
+    Mutant("recurrent branches swapped", "the convolution is in the GeLU branch",
+           _T13, parameters=swapped("linear_x", "linear_y"), trap="T13"),
+    Mutant("gates swapped", "input gate and recurrence gate are exchanged",
+           _T13, parameters=lambda flat: swapped("w_a", "w_x")(swapped("b_a", "b_x")(flat)),
+           trap="T13"),
+    Mutant("queries transposed", "the square query matrix is (out, in)",
+           ("attention-blocks", "whole-texts"), parameters=each("query.weight", transposed),
+           trap="T13"),
+    Mutant("attention output transposed", "the square output matrix is (out, in)",
+           ("attention-blocks", "whole-texts"), parameters=each("output.weight", transposed),
+           trap="T13"),
+    Mutant("norms swapped", "temporal and MLP norm scales are exchanged",
+           (*_T13, "attention-blocks"), parameters=swapped("temporal_norm", "mlp_norm"),
+           trap="T13"),
+    Mutant("exact embedding scale", "embeddings are multiplied by sqrt(width), not rounded",
+           ("embeddings-are-scaled", "whole-texts"),
+           {"embed": lambda p, c, t: p["embedding"][t] * (
+               math.sqrt(c.width) if c.scale_embeddings else 1)}, rounding=("bfloat16",),
+           trap="T14"),
+    Mutant("no embedding scale", "embeddings are not multiplied",
+           ("embeddings-are-scaled", "whole-texts"),
+           {"embed": lambda p, c, t: p["embedding"][t]}, trap="T14"),
+    Mutant("no soft cap", "logits are not capped", ("logits-and-soft-caps", "whole-texts"),
+           {"head": lambda p, c, x: x @ p["embedding"].T}, trap="T15"),
+    Mutant("a cap of 0 is a cap", "logits are 0 where there should be no cap",
+           ("logits-and-soft-caps", "whole-texts"),
+           {"head": lambda p, c, x: ORIGINAL["head"](p, c, x) * (c.logits_soft_cap > 0)},
+           trap="T15"),
+    Mutant("epsilon of 1e-5", "RMSNorm adds 1e-5", ("rms-norms", "recurrent-blocks"),
+           {"rms_norm": lambda x, scale, eps: ORIGINAL["rms_norm"](x, scale, 1e-5)}, trap="T16"),
+    Mutant("norm scale without one", "RMSNorm multiplies by scale, not 1 + scale",
+           ("rms-norms", "whole-texts"),
+           {"rms_norm": lambda x, scale, eps: ORIGINAL["rms_norm"](x, scale - 1, eps)}, trap="T17"),
+    Mutant("rotary angles in bfloat16", "positions above 256 cannot be told apart",
+           ("rotary-embeddings", "late-positions"),
+           {"rope": rope_variant(angle=lambda p, f: _bf16(_bf16(p * 1.0) * _bf16(f)))}, trap="T18"),
+    Mutant("rotary angles in float32", "angles drift at late positions",
+           ("rotary-embeddings", "late-positions"),
+           {"rope": rope_variant(angle=lambda p, f: np.float32(p) * np.float32(f))}, trap="T18"),
+    Mutant("rotation of the whole head", "RoPE turns all channels",
+           ("rotary-embeddings", "attention-blocks"),
+           {"rope": rope_variant(share=lambda turned, d: d // 2 * 2)}, trap="T19"),
+    Mutant("interleaved rotation", "RoPE turns neighbouring channels",
+           ("rotary-embeddings", "attention-blocks"), {"rope": rope_variant(interleaved=True)},
+           trap="T19"),
+    Mutant("naive softplus", "log(1 + exp(z)) as written",
+           ("decays", "multipliers-keep-their-digits"),
+           {"softplus": lambda z: np.log(1 + np.exp(z))}, trap="T20"),
+    Mutant("cancelling multiplier", "sqrt(1 - exp(2 log a)), which loses digits near a = 1",
+           ("multipliers-keep-their-digits",),
+           {"multiplier": lambda log_a: np.sqrt(np.maximum(1 - np.exp(2 * log_a), 0))},
+           rounding=("float64", "float32", "bfloat16"), trap="T21"),
+    Mutant("multiplier in bfloat16", "sqrt(1 - a^2) with a rounded to bfloat16",
+           ("decays", "recurrences"),
+           {"multiplier": lambda log_a: np.sqrt(np.maximum(1 - _bf16(np.exp(log_a)) ** 2, 0))},
+           trap="T21"),
+    Mutant("no multiplier", "sqrt(1 - a^2) is left out", ("decays", "recurrences"),
+           {"multiplier": np.ones_like}, trap="T23"),
+    Mutant("state in bfloat16", "the recurrent state has 8 bits", ("scans", "long-scans"),
+           {"scan": scan_in(_bf16)}, trap="T22"),
+    Mutant("state in float16", "the recurrent state has 11 bits", ("scans", "long-scans"),
+           {"scan": scan_in(np.float16)}, trap="T22"),
+    Mutant("drifting state", "the state grows by one unit in its last place with every step",
+           ("scans", "long-scans"),
+           {"scan": scan_in(lambda h: np.nextafter(h, np.array(np.inf, h.dtype)))}),
+    Mutant("shared state", "two sessions share one recurrent state",
+           ("sessions-do-not-mix", "calls-are-pure"), model=bookkeeping.shares_its_state,
+           trap="T10"),
+    Mutant("writes into its input", "the caller's state is updated in place",
+           ("calls-are-pure",), model=bookkeeping.writes_into_its_input, trap="T30"),
+    Mutant("rows leak", "a row of a batch gets another row's state",
+           ("rows-are-independent", "state-values"), model=bookkeeping.rows_leak),
+    Mutant("padding has logits", "logits of padding are not 0",
+           ("padding-anywhere",), model=bookkeeping.padding_has_logits),
+    Mutant("logits of the last column", "the last logits are not those of the last token",
+           ("last-logits",), model=bookkeeping.last_column),
+    Mutant("GeLU by erf", "GeLU in its exact form", ("gelu-by-tanh", "recurrent-blocks"),
+           {"gelu": faults.gelu_by_erf}, rounding=("bfloat16",)),
+    Mutant("attention scaled by width", "scores are divided by sqrt(heads times head size)",
+           ("attentions", "attention-blocks"),
+           {"local_attention": attention_variant(scale=lambda d, H: math.sqrt(d * H))}),
+    Mutant("key-value heads in turn", "query head h uses key-value head h mod Q",
+           ("attentions",), {"local_attention": attention_variant(shared=lambda h, H, Q: h % Q)}),
+    Mutant("biases left out", "linear layers add no bias", ("linear-layers", "recurrent-blocks"),
+           {"linear": lambda p, x: x @ p["weight"]}),
+    Mutant("growing state", "the state takes more bytes the longer the text was",
+           ("state-size",), model=bookkeeping.returns(bookkeeping.GrowingState)),
+    Mutant("lossy state files", "states are saved in half precision",
+           ("saved-states-continue",), model=bookkeeping.returns(bookkeeping.LossyState)),
+    Mutant("rows selected out of order", "select sorts its rows",
+           ("forks-are-independent",), model=bookkeeping.returns(bookkeeping.AliasedState)),
+    Mutant("anything goes", "positions, tokens and states are not checked",
+           ("impossible-calls-are-refused", "foreign-states-are-refused"),
+           model=bookkeeping.anything_goes),
+    Mutant("seed depends on the batch", "a row draws other tokens in a larger batch",
+           ("seeds-repeat",), model=bookkeeping.forgets_its_seed),
+    Mutant("second best token", "the best token is excluded", ("best-tokens", "greedy-text"),
+           model=bookkeeping.takes_the_second_best),
+)  # fmt: skip
+"""All faults; every check of the suite is failed by one of them at least."""

@@ -1,0 +1,157 @@
+"""Level 0, the recurrence: decays of every size, the RG-LRU in a row, and very long scans."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from griffin_conformance import oracle
+from griffin_conformance.alone import profile_of
+from griffin_conformance.backends import Backend
+from griffin_conformance.checks import check
+from griffin_conformance.envelope import Comparison, Envelope
+from griffin_conformance.operations import (
+    OperationCase,
+    against,
+    operation_cases,
+    repeated,
+    simulated,
+    single,
+)
+from griffin_conformance.rounding import SAMPLES, Profile
+from griffin_conformance.simulation import Simulation
+from griffin_conformance.worlds import LAMBDAS
+
+__all__: list[str] = []
+
+LONG = 20_000
+
+
+def decay_arguments(case: OperationCase) -> tuple[NDArray, NDArray]:
+    """Gates r and parameters of a case, with every decay of :data:`LAMBDAS` among them."""
+    rng = case.rng()
+    r = {
+        "ordinary": lambda: rng.random((case.tokens, case.channels)),
+        "every size": lambda: 10 ** rng.uniform(-7, 0, (case.tokens, case.channels)),
+        "closed": lambda: np.zeros((case.tokens, case.channels)),
+        "open": lambda: np.ones((case.tokens, case.channels)),
+    }[case.style]()
+    return single(r), rng.choice(LAMBDAS, case.channels)
+
+
+DECAYS = ("ordinary", "every size", "closed", "open")
+
+
+def decays_of(backend: Backend, case: OperationCase, strict: bool) -> Sequence[Comparison]:
+    """Compare a and the multiplier."""
+    profile = profile_of(backend)
+    # Single channels are compared, so that more samples are needed to meet every direction.
+    simulation = Simulation(profile, 4 * SAMPLES, case.seed, strict)
+    r, a_param = decay_arguments(case)
+    a_param = single(a_param)
+    log_a = np.array(
+        [[oracle.log_decay(p, g) for p, g in zip(a_param, row, strict=True)] for row in r]
+    )
+    a, scale = simulation.decay(repeated(r, simulation), a_param)
+    found_a, found_scale = backend.decay(r, a_param)
+    exact = np.vectorize(oracle.multiplier)(log_a)
+    # Channels are held one by one: a norm over channels would let small multipliers go.
+    split = [
+        (name, np.asarray(f).T[..., None], t.T[..., None], np.moveaxis(s, 2, 1)[..., None])
+        for name, f, t, s in (
+            ("a", found_a, np.exp(log_a), a),
+            ("sqrt(1 - a^2)", found_scale, exact, scale),
+        )
+    ]
+    results = []
+    for name, f, t, s in split:
+        for channel in range(case.channels):
+            label = f"{name} of a_param {a_param[channel]:g}"
+            results += against(
+                label, f[channel], t[channel], s[:, channel], profile, profile.state_unit
+            )
+    return results
+
+
+@check("L0", lambda scope: operation_cases(scope, styles=DECAYS), strata=DECAYS)
+def decays(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
+    """Equation (3): log a = -8 r softplus(a_param), a = 1 to rounding and a = 0 included."""
+    return decays_of(backend, case, strict=False)
+
+
+@check("L0", lambda scope: operation_cases(scope, styles=DECAYS), must=False)
+def multipliers_keep_their_digits(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
+    """sqrt(1 - a^2) should be exact where a is almost 1, as ``-expm1(2 log a)`` is."""
+    return decays_of(backend, case, strict=True)
+
+
+@check("L0", lambda scope: operation_cases(scope, heads=(1, 2, 3), extra=(0, 3)))
+def recurrences(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
+    """Equations (1) to (4) in a row; position 0 forgets the state and enters undamped."""
+    profile, simulation = simulated(backend, case)
+    rng, G, R = case.rng(), case.channels // case.heads, case.channels
+    x, h = case.numbers(rng, case.tokens, R), single(rng.standard_normal(R))
+    gate = (case.heads, G)
+    shapes = {"w_a": (*gate, G), "w_x": (*gate, G), "b_a": gate, "b_x": gate}
+    p = {name: single(rng.standard_normal(shape)) for name, shape in shapes.items()}
+    p["a_param"] = rng.choice(LAMBDAS, R)
+    at = np.arange(int(case.extra), int(case.extra) + case.tokens)
+    truth, state = [], h
+    for row, position in zip(x, at, strict=True):
+        state = oracle.rg_lru(p, row, int(position), state)
+        truth.append(state)
+    samples = simulation.rg_lru(repeated(x, simulation), p, at, h)
+    return against(
+        "rg_lru", backend.rg_lru(x, p, at, h), np.array(truth), samples, profile, profile.state_unit
+    )
+
+
+SCANS = ("held", *(f"a_param {p:g}" for p in LAMBDAS))
+
+
+@lru_cache(maxsize=1024)
+def _scan_envelope(case: OperationCase, profile: Profile):
+    """Arguments of a long scan, and its envelope."""
+    rng, shape = case.rng(), (case.tokens, case.channels)
+    h = single(rng.standard_normal(case.channels))
+    if case.style == "held":
+        a, x = np.ones(shape), np.zeros(shape)
+    else:
+        a_param = float(case.style.split()[1])
+        r = single(rng.random(shape) * case.extra)
+        log_a = np.vectorize(oracle.log_decay)(a_param, r)
+        a = single(np.exp(log_a))
+        x = single(np.vectorize(oracle.multiplier)(log_a) * rng.standard_normal(shape))
+    truth, state = np.empty(shape), h
+    for t in range(case.tokens):
+        state = a[t] * state + x[t]
+        truth[t] = state
+    simulation = Simulation(profile, seed=case.seed)
+    samples = simulation.scan(repeated(a, simulation), repeated(x, simulation), h)
+    return a, x, h, Envelope.of(truth, samples, profile, profile.state_unit)
+
+
+def scan_cases(tokens: tuple[int, ...], channels: int) -> st.SearchStrategy[OperationCase]:
+    return st.builds(
+        lambda T, style, r, seed: OperationCase(T, channels, 1, style, r, seed),
+        st.sampled_from(tokens),
+        st.sampled_from(SCANS),
+        st.sampled_from((1.0, 1e-3)),
+        st.integers(0, 99),
+    )
+
+
+@check("L0", lambda scope: scan_cases((1, 2, 3, 17, 256), 6), strata=("held",), weight=2)
+def scans(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
+    """The recurrence h = a h + x from a given state; with a = 1 and x = 0 it does not move."""
+    a, x, h, envelope = _scan_envelope(case, profile_of(backend))
+    return [envelope.compare(f"scan of {case.style}", backend.scan(a, x, h))]
+
+
+@check("L0", lambda scope: scan_cases((LONG,), 2), weight=0.15)
+def long_scans(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
+    """After 20,000 steps of any decay the state is still that of the recurrence."""
+    a, x, h, envelope = _scan_envelope(case, profile_of(backend))
+    return [envelope.compare(f"long scan of {case.style}", backend.scan(a, x, h))]

@@ -1,0 +1,218 @@
+"""A world: a model and a few documents, with the truth about them and how far off is right.
+
+Laws cut, pack, pad and interleave documents in every way, but a document's results are the same in
+all of them. So truth and envelope are computed once for a world, and an example costs no more than
+the backend's own time.
+"""
+
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from griffin_conformance.envelope import Comparison, Envelope
+from griffin_conformance.oracle import Oracle
+from griffin_conformance.rounding import Profile
+from griffin_conformance.simulation import Simulation
+from griffin_np.config import GriffinConfig
+from griffin_np.params import parameter_shapes
+
+__all__ = ["LAMBDAS", "WEIGHTS", "World", "draw_parameters"]
+
+LAMBDAS = (-30.0, -17.0, -12.0, -6.9, -2.2, 0.0, 5.0, 30.0)
+"""Values of ``a_param`` from no forgetting at all to instant forgetting."""
+
+WEIGHTS = {
+    "ordinary": "decays as trained models have them, everything of order one",
+    "long": "decays of a_param -30 to -12: a is 1 to rounding, or nearly",
+    "short": "decays of a_param 0 to 30: a is 0, or nearly",
+    "mixed": "every decay from -30 to 30 among the channels of a layer",
+    "saturated": "gates at 0 and 1 to rounding",
+    "held": "recurrence gates at exactly 0: a is 1, and the state must not move at all",
+    "tiny": "activations of 1e-3, where RMSNorm's epsilon matters",
+    "huge": "activations of 1e4",
+    "sharp": "attention that looks at single tokens",
+    "loud": "logits far beyond the soft cap",
+}
+"""Ways of drawing weights, by name."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A model and its documents, told by a few numbers: the ``repr`` makes it again.
+
+    Attributes
+    ----------
+    config : GriffinConfig
+    weights : str
+        One of :data:`WEIGHTS`.
+    seed : int
+        Of weights and documents.
+    lengths : tuple of int
+        Tokens of each document.
+    """
+
+    config: GriffinConfig
+    weights: str = "ordinary"
+    seed: int = 0
+    lengths: tuple[int, ...] = (12, 7, 4)
+
+    def __repr__(self) -> str:
+        defaults = {f.name: f.default for f in fields(GriffinConfig)}
+        defaults |= {"lru_width": self.config.width, "mlp_width": 3 * self.config.width}
+        told = {
+            name: value
+            for name, value in vars(self.config).items()
+            if value != defaults.get(name)
+        }  # fmt: skip
+        config = ", ".join(f"{name}={value!r}" for name, value in told.items())
+        return (
+            f"World(GriffinConfig({config}), "
+            f"{self.weights!r}, seed={self.seed}, lengths={self.lengths})"
+        )
+
+    def parameters(self) -> dict[str, NDArray]:
+        """Weights by flat name, float32."""
+        return draw_parameters(self.config, self.weights, self.seed)
+
+    def tokens(self, document: int) -> NDArray:
+        """Token ids (T,) of a document."""
+        rng = np.random.default_rng([self.seed, document])
+        return rng.integers(0, self.config.vocab_size, self.lengths[document])
+
+    def history(self, profile: Profile, document: int, start: int = 0) -> dict[str, Envelope]:
+        """Truth and allowance at each token of a document.
+
+        ``logits``, ``blocks.i.residual``, and what enters the state by the state's names. With
+        ``start`` the document begins at that position, after a state of zeros.
+        """
+        return _history(self, profile, document, start)
+
+    def compare_state(
+        self, profile: Profile, arrays: dict[str, NDArray], document: int, tokens: int,
+        expected: dict[str, NDArray] | None = None, start: int = 0,
+    ) -> list[Comparison]:  # fmt: skip
+        """Hold one row's state after some tokens of a document against the truth.
+
+        Parameters
+        ----------
+        profile : Profile
+        arrays : dict
+            By the names of ``State.arrays()``, without the batch axis.
+        document, tokens : int
+        expected : dict, optional
+            Another state that it should equal, in place of the truth.
+        start : int
+            As in :meth:`history`.
+
+        Returns
+        -------
+        list of Comparison
+            One per array, and one that fails for each array with non-zero entries outside the
+            document.
+        """
+        history, c = self.history(profile, document, start), self.config
+        results = []
+        for name, array in arrays.items():
+            array = np.asarray(array, np.float64)
+            part = name.rsplit(".", 1)[1]
+            if part == "rg_lru":
+                entries, times = array[None], np.array([tokens - 1])
+            else:
+                slots = c.conv_width - 1 if part == "conv" else c.window
+                times = np.arange(max(tokens - slots, 0), tokens)
+                where = times + slots - tokens if part == "conv" else (start + times) % slots
+                entries = array[where]
+                if np.delete(array, where, axis=0).any():
+                    results.append(Comparison(f"{name} outside the document", np.inf, 0))
+            envelope = history[name].rows(times)
+            label = f"{name} after {tokens} tokens of document {document}"
+            if expected is None:
+                results.append(envelope.compare(label, entries))
+            else:
+                other = np.asarray(expected[name], np.float64)
+                other = other[None] if part == "rg_lru" else other[where]
+                results.append(envelope.between(label, entries, other))
+        return results
+
+
+@lru_cache(maxsize=512)
+def _truth(world: World, document: int, start: int) -> dict[str, NDArray]:
+    oracle = Oracle(world.parameters(), world.config, start)
+    T = world.lengths[document]
+    truth = {"logits": oracle.read(world.tokens(document), range(start, start + T))}
+    for i, past in enumerate(oracle.documents):
+        truth[f"blocks.{i}.residual"] = np.array([stream[i] for stream in oracle.residuals])
+        if past.h:
+            truth[f"layers.{i}.conv"] = np.array(past.conv_inputs[-T:])
+            truth[f"layers.{i}.rg_lru"] = np.array(past.h[-T:])
+        if past.values:
+            truth[f"layers.{i}.keys"] = np.array(past.keys[-T:])
+            truth[f"layers.{i}.values"] = np.array(past.values[-T:])
+    return truth
+
+
+@lru_cache(maxsize=512)
+def _history(world: World, profile: Profile, document: int, start: int) -> dict[str, Envelope]:
+    truth = _truth(world, document, start)
+    simulation = Simulation(profile, seed=world.seed + document)
+    at = np.arange(start, start + world.lengths[document])
+    samples = simulation.run(world.parameters(), world.config, world.tokens(document), at)
+    units = {name: profile.state_unit for name in samples if name.endswith("rg_lru")}
+    return {
+        name: Envelope.of(truth[name], samples[name], profile, units.get(name))
+        for name in samples
+    }  # fmt: skip
+
+
+def draw_parameters(config: GriffinConfig, weights: str, seed: int) -> dict[str, NDArray]:
+    """Weights that leave no part idle: biases, norm scales and the convolution are all non-zero.
+
+    No two arrays agree, and none is symmetric, so that swapped or transposed weights show.
+
+    Returns
+    -------
+    dict of str to float32 array
+        By flat name.
+    """
+    rng = np.random.default_rng(seed)
+    flat = {}
+    for name, shape in parameter_shapes(config).items():
+        value = rng.standard_normal(shape)
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf == "a_param":
+            value = _decays(rng, weights, shape)
+        elif "conv.weight" in name:
+            value *= 0.5
+        elif name == "embedding" or leaf in ("weight", "w_a", "w_x"):
+            value /= np.sqrt(shape[-1] if name == "embedding" else shape[-2])
+        else:
+            value *= 0.1
+        flat[name] = _styled(rng, weights, name, leaf, value).astype(np.float32)
+    return flat
+
+
+def _decays(rng: np.random.Generator, weights: str, shape: tuple[int, ...]) -> NDArray:
+    choices = {"long": LAMBDAS[:3], "short": LAMBDAS[5:], "mixed": LAMBDAS}
+    if weights in choices:
+        return rng.choice(choices[weights], shape)
+    return rng.uniform(-7, -1, shape)
+
+
+def _styled(
+    rng: np.random.Generator, weights: str, name: str, leaf: str, value: NDArray
+) -> NDArray:
+    if weights == "saturated" and leaf in ("b_a", "b_x"):
+        return value + rng.choice([-60.0, -12.0, 12.0, 60.0], value.shape)
+    if weights == "held" and leaf == "b_a":
+        return np.full_like(value, -200.0)
+    if weights == "tiny" and name == "embedding":
+        return value * 2e-4
+    if weights == "huge" and name == "embedding":
+        return value * 1e4
+    if weights == "sharp" and name.split(".")[-2:-1] and name.split(".")[-2] in ("query", "key"):
+        return value * 4
+    if weights == "loud" and name == "final_norm":
+        return value + 20
+    return value
