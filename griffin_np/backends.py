@@ -9,15 +9,20 @@ import numpy as np
 
 from griffin_np.base import Model
 from griffin_np.config import GriffinConfig
-from griffin_np.errors import ConfigError
+from griffin_np.errors import ConfigError, MissingExtraError
 from griffin_np.params import flatten, init_parameters, nest
 
 __all__ = ["BACKENDS", "init", "load", "model_class", "save"]
 
-BACKENDS: dict[str, str] = {"numpy": "griffin_np.model:NumPyModel"}
-"""Where each engine's model class is; its dtypes follow."""
+BACKENDS: dict[str, str] = {
+    "numpy": "griffin_np.model:NumPyModel",
+    "jax": "griffin_kernels.xla.engine:JaxModel",
+}
+"""Where each engine's model class is; its dtypes, and the extra that it needs, follow."""
 
-DTYPES: dict[str, tuple[str, ...]] = {"numpy": ("float32", "float64")}
+DTYPES: dict[str, tuple[str, ...]] = {"numpy": ("float32", "float64"), "jax": ("float32",)}
+
+EXTRAS: dict[str, str] = {"jax": "jax"}
 
 DEMO = Path(__file__).parent / "demo"
 """Folder of the embedded demo model."""
@@ -30,12 +35,20 @@ def model_class(backend: str | None) -> Callable[..., Model]:
     ------
     ConfigError
         If there is no such engine.
+    MissingExtraError
+        If a package that the engine needs is not installed.
     """
     name = backend or "numpy"
     if name not in BACKENDS:
         raise ConfigError(f"no backend {name!r}; choose one of {', '.join(BACKENDS)}")
     module, _, attribute = BACKENDS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if name not in EXTRAS or package.startswith("griffin_"):
+            raise
+        raise MissingExtraError(package, EXTRAS[name]) from None
 
 
 def _dtype(backend: str | None, dtype: str | None, stored: str = "float32") -> str:
@@ -67,9 +80,11 @@ def load(
     ----------
     path : path, optional
         A Hugging Face folder; by default the embedded demo model.
-    backend : {"numpy"}, optional
+    backend : {"numpy", "jax"}, optional
+        By default "numpy", the reference.
     dtype : {"float32", "float64"}, optional
-        By default the checkpoint's own where the engine has it, else float32.
+        By default the checkpoint's own where the engine has it, else float32; "jax" has float32
+        only.
     window : int, optional
         Past positions that a token sees beside itself, in place of the checkpoint's
         ``attention_window_size``. A model trained inside transformers needs that minus 1, because
@@ -86,6 +101,8 @@ def load(
         If the folder is missing, damaged or foreign; names file and tensor.
     ConfigError
         If there is no such backend or dtype.
+    MissingExtraError
+        If a package that the backend needs is not installed.
     """
     from griffin_np.checkpoints.huggingface import HuggingFaceFolder
     from griffin_np.tokenizer import Tokenizer

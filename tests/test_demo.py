@@ -9,10 +9,14 @@ import pytest
 from support import assert_close
 
 import griffin_np as gnp
-from griffin_conformance.envelope import FACTOR, longest_chain
+from griffin_conformance.envelope import FACTOR, Envelope, longest_chain
+from griffin_conformance.oracle import Oracle
+from griffin_conformance.rounding import FLOAT32, FLOAT64
+from griffin_conformance.simulation import Simulation
 from griffin_np.backends import DEMO
 from griffin_np.chat import Conversation
 from griffin_np.config import round_to_bfloat16
+from griffin_np.params import flatten
 
 FIVE_GRAM_BITS = 1.0849
 """Held-out bits per byte of a 5-gram model: the best of those that the card names."""
@@ -106,6 +110,18 @@ def test_float64_and_float32_agree(demo):
     assert double.fingerprint == demo.fingerprint
     chain = longest_chain(demo.config, len(ids))
     assert_close(demo([ids])[0], double([ids])[0], "float32", chain=chain)
+
+
+@pytest.mark.parametrize("profile", [FLOAT32, FLOAT64], ids=lambda p: p.name)
+def test_logits_lie_inside_the_envelope(demo, profile):
+    """On the few tokens that the oracle reads in a second."""
+    ids = demo.tokenizer.encode("The little cat was")
+    flat = {name: array.astype(np.float64) for name, array in flatten(demo.parameters).items()}
+    truth = Oracle(flat, demo.config).read(ids, range(len(ids)))
+    samples = Simulation(profile, 4).run(flat, demo.config, ids, np.arange(len(ids)))
+    envelope = Envelope.of(truth, samples["logits"], profile)
+    model = gnp.load(dtype=profile.name)
+    assert envelope.compare("logits", model([ids])[0][0]).ratio <= 0.5
 
 
 def test_the_card_tells_what_it_must():

@@ -33,6 +33,15 @@ class Certificate:
         return not any(verdict.violates for verdict in self.verdicts)
 
     @property
+    def outcome(self) -> str:
+        """The verdict in words."""
+        if self.conforms:
+            return "conforms"
+        if all(v.inconclusive for v in self.verdicts if v.violates):
+            return "is not certified: too few examples were drawn"
+        return "VIOLATES the specification"
+
+    @property
     def worst(self) -> float:
         """Largest observed / allowed of all required checks."""
         return max((v.ratio for v in self.verdicts if v.check.must), default=0.0)

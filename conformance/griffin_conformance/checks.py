@@ -143,6 +143,8 @@ class Verdict:
     strata : Counter
         In how many examples each stratum was met.
     seconds : float
+    inconclusive : bool
+        It failed only because the examples drawn did not meet what they must.
     """
 
     check: Check
@@ -154,6 +156,7 @@ class Verdict:
     reproducer: str = ""
     strata: Counter = field(default_factory=Counter)
     seconds: float = 0.0
+    inconclusive: bool = False
 
     @property
     def violates(self) -> bool:
@@ -163,7 +166,8 @@ class Verdict:
     @property
     def ratio(self) -> float:
         """Worst observed / allowed; infinite where something else than a size was wrong."""
-        if self.status == "failed" and (self.worst is None or self.worst.passed):
+        judged = self.status == "failed" and not self.inconclusive
+        if judged and (self.worst is None or self.worst.passed):
             return float("inf")
         return self.worst.ratio if self.worst else 0.0
 

@@ -99,9 +99,9 @@ class _Told:
         return Envelope.of(truth, samples["logits"], profile)
 
 
-@check("L3", prompts)
+@check("L3", prompts, must=False)
 def seeds_repeat(backend: Backend, case: Case) -> Sequence[Comparison]:
-    """The same seed gives the same text, and a first row that does not depend on its batch."""
+    """The same seed gives the same text, whatever other rows are in the batch."""
     options = {"temperature": 0.9, "seed": case.world.seed}
     _, found = generated(model_of(backend, case), case, **options)
     _, again = generated(model_of(backend, case), case, **options)

@@ -38,9 +38,8 @@ def as_text(certificate: Certificate) -> str:
             lines.append(f"{level} {what}: {told}")
     backend = certificate.backend
     versions = ", ".join(f"{name} {v}" for name, v in backend.versions().items())
-    outcome = "conforms" if certificate.conforms else "VIOLATES the specification"
     lines.append(
-        f"{backend.name} in {backend.dtype} {outcome}; worst observed / allowed "
+        f"{backend.name} in {backend.dtype} {certificate.outcome}; worst observed / allowed "
         f"{certificate.worst:.3g}; {certificate.seconds:.0f} s ({versions})"
     )
     return "\n".join(lines)

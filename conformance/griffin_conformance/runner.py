@@ -51,13 +51,10 @@ def run_check(
     number = zlib.crc32(check.name.encode()) ^ seed_number
     examples = max(1, round(max_examples * check.weight))
     search = _Search(check, backend, verdict, survey)
-    try:
-        search.run(scope, examples, number, shrink and not survey)
-        if search.failure and shrink and not survey:
-            _try_smaller_worlds(search, scope, examples, number)
-    except Unsupported as reason:
-        verdict.status, verdict.reason = "skipped", str(reason)
-    if search.failure and verdict.status != "skipped":
+    search.run(scope, examples, number, shrink and not survey)
+    if search.failure and shrink and not survey:
+        _try_smaller_worlds(search, scope, examples, number)
+    if search.failure:
         verdict.status = "failed"
         verdict.reason, verdict.case, worst = search.failure
         if not survey:
@@ -67,12 +64,14 @@ def run_check(
             f"reproduce({check.name!r}, {backend.name!r}, {backend.dtype!r},\n"
             f"          {verdict.case!r})"
         )
-    elif verdict.status == "passed" and not survey:
+    elif search.lacks:
+        verdict.status, verdict.reason = "skipped", search.lacks
+    elif not survey:
         least = max(1, verdict.examples // SHARE)
         wanted = [s for s in check.strata if s not in backend.cannot]
         few = [s for s in wanted if verdict.strata[s] < least]
         if few:
-            verdict.status = "failed"
+            verdict.status, verdict.inconclusive = "failed", True
             verdict.reason = (
                 f"the {verdict.examples} examples drawn met too few of: {', '.join(few)}; "
                 f"draw more (--max-examples)"
@@ -87,6 +86,7 @@ class _Search:
     def __init__(self, check: Check, backend: Backend, verdict: Verdict, survey: bool):
         self.check, self.backend, self.verdict, self.survey = check, backend, verdict, survey
         self.failure: tuple[str, Any, Comparison | None] | None = None
+        self.lacks = ""
 
     def run(self, scope: Scope, examples: int, number: int, shrink: bool) -> bool:
         """Whether an example failed; :attr:`failure` is then the smallest."""
@@ -107,7 +107,12 @@ class _Search:
             nonlocal failed
             if counting and not failed:
                 self.count(case)
-            reason, worst = _judge(self.check, self.backend, case)
+            try:
+                reason, worst = _judge(self.check, self.backend, case)
+            except Unsupported as missing:
+                # While a failure is made small it means only that this way leads nowhere.
+                self.lacks = str(missing)
+                return
             before = self.verdict.worst
             if worst is not None and counting and (before is None or worst.ratio > before.ratio):
                 self.verdict.worst = worst

@@ -95,10 +95,14 @@ class Simulation(Arithmetic):
         soft = self.rounded(np.maximum(a_param, 0) + tail, bits)
         log_a = self.rounded(-8 * self.rounded(r * soft, bits), bits)
         a = self.function(np.exp, log_a, bits)
-        exact = self.function(lambda v: -np.expm1(v), 2 * log_a, bits)
-        cancelled = self.rounded(1 - self.function(np.exp, 2 * log_a, bits), bits)
-        squared = np.where(self.cancels[:, None, None], np.maximum(cancelled, 0), exact)
-        return a, self.rounded(np.sqrt(squared), bits)
+        exact = np.sqrt(self.function(lambda v: -np.expm1(v), 2 * log_a, bits))
+        # What cancellation loses is not proportional to the unit roundoff, so it is computed with
+        # the profile's own bits and scaled up where the simulation is scaled down.
+        full = min(self.profile.state, 52)
+        cancelled = np.maximum(1 - self.function(np.exp, 2 * log_a, full), 0)
+        lost = np.sqrt(cancelled) - np.sqrt(-np.expm1(2 * log_a))
+        scale = exact + np.where(self.cancels[:, None, None], lost / self.profile.shrink, 0)
+        return a, self.rounded(scale, bits)
 
     def rg_lru(self, v: NDArray, p: Mapping[str, NDArray], at: NDArray,
                h: NDArray | None = None) -> NDArray:  # fmt: skip

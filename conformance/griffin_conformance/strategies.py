@@ -97,7 +97,7 @@ POOL: tuple[World, ...] = (
     _pooled("AAR", "tiny", 8, width=26, depth=3, num_heads=2, vocab_size=14, lru_width=8,
             mlp_width=11, window=4, conv_width=3),
     _pooled("RRA", "huge", 9, width=12, depth=3, num_heads=1, vocab_size=9, lru_width=10,
-            mlp_width=12, window=12, logits_soft_cap=5.0),
+            mlp_width=12, window=12, logits_soft_cap=0.0),
     _pooled("RRA", "loud", 10, width=18, depth=3, num_heads=2, vocab_size=15, lru_width=18,
             mlp_width=13, window=6, scale_embeddings=False, conv_width=1),
     _pooled("RA", "held", 11, width=13, depth=2, num_heads=1, vocab_size=8, lru_width=9,

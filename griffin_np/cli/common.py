@@ -29,8 +29,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("-m", "--model", metavar="FOLDER", default=env("GRIFFIN_NP_MODEL"),
                        help="checkpoint folder (default: the embedded demo model)")  # fmt: skip
-    group.add_argument("--backend", default=env("GRIFFIN_NP_BACKEND"), help="engine: numpy")
-    group.add_argument("--dtype", default=env("GRIFFIN_NP_DTYPE"), help="float32 or float64")
+    group.add_argument("--backend", default=env("GRIFFIN_NP_BACKEND"),
+                       help="engine: numpy (default) or jax")  # fmt: skip
+    group.add_argument("--dtype", default=env("GRIFFIN_NP_DTYPE"),
+                       help="float32, or float64 with numpy")  # fmt: skip
     group.add_argument("--window", type=int, metavar="W",
                        help="past positions that attention sees (default: as trained)")  # fmt: skip
     group.add_argument("-t", "--threads", type=int, metavar="N", default=env("GRIFFIN_NP_THREADS"),

@@ -1,1 +1,1 @@
-"""The model in JAX: scans, forward pass, training."""
+"""The model in JAX: scans, forward pass, the engine with a state, training."""

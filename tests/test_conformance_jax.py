@@ -1,0 +1,31 @@
+"""The suite on the JAX engine: a few examples of everything; ``griffin-np conformance`` runs all."""
+
+import pytest
+
+pytest.importorskip("jax")
+
+from griffin_conformance.backends import find_backend
+from griffin_conformance.checks import EXAMPLES, find_checks
+from griffin_conformance.runner import run_check
+
+FEW = 6
+"""XLA compiles every shape, so examples cost more here."""
+
+
+@pytest.mark.parametrize("check", find_checks(), ids=lambda c: c.name)
+def test_the_jax_engine_conforms(check):
+    """Strata are counted in full runs only, so this is a survey."""
+    assert FEW < EXAMPLES
+    verdict = run_check(check, find_backend("jax"), FEW, survey=True)
+    assert verdict.status == "passed", verdict.explain()
+    assert verdict.ratio <= 0.5
+
+
+@pytest.mark.parametrize("name", ["scans", "long-scans", "recurrences"])
+def test_the_associative_scan_conforms(name):
+    backend = find_backend("jax")
+    backend.scans = "associative"
+    (check,) = find_checks(names=[name])
+    verdict = run_check(check, backend, 20, survey=True)
+    assert verdict.status == "passed", verdict.explain()
+    assert verdict.ratio <= 0.5
