@@ -439,3 +439,10 @@ def test_unknown_backends_and_dtypes_are_refused(tmp_path):
         gnp.load(tmp_path / "m", backend="torch")
     with pytest.raises(ValueError, match="the numpy backend has no dtype 'int4'"):
         gnp.load(tmp_path / "m", dtype="int4")
+
+
+def test_heads_need_not_divide_the_width_where_nothing_attends(tmp_path):
+    config = gnp.GriffinConfig(width=10, depth=2, num_heads=3, vocab_size=9, lru_width=12,
+                               block_pattern=("recurrent",))  # fmt: skip
+    gnp.save(random_model(config), tmp_path / "m")
+    assert gnp.load(tmp_path / "m").config == config

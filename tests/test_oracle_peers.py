@@ -23,6 +23,7 @@ from griffin_conformance.strategies import POOL, adapted, any_world
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 
+
 def assert_agreement(case: Case, logits: np.ndarray) -> None:
     """Hold the logits of every document in a layout against the oracle's."""
     for i, row in enumerate(case.layout.rows):

@@ -52,7 +52,7 @@ class Mutant:
         Precisions in which it is a fault of rounding only, and need not stand far outside the
         envelope, nor outside at all.
     trap : str
-        The number of the trap in the project's list of known faults.
+        Number of the known fault of public implementations that it stands for, if any.
     """
 
     name: str

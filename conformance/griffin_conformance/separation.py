@@ -57,20 +57,21 @@ def main(argv: list[str] | None = None) -> None:
         print(f"| {label} | {dtype} | {certificate.worst:.2f} |", flush=True)
 
     columns = list(PROFILES)
-    print("\n| trap | fault | caught by | " + " | ".join(columns) + " |")
-    print("|---|---|---|" + "---|" * len(columns))
+    print("\n| fault | caught by | " + " | ".join(columns) + " |")
+    print("|---|---|" + "---|" * len(columns))
     best_wrong = dict.fromkeys(columns, float("inf"))
     for mutant in MUTANTS:
         cells, seen = [], []
         for dtype in columns:
             ratio, name = strength(mutant, dtype, args.max_examples)
             seen.append(name)
-            cells.append("law" if ratio == float("inf") else f"{ratio:.2g}")
+            told = "law" if ratio == float("inf") else f"{ratio:.2g}"
+            cells.append(f"({told})" if dtype in mutant.rounding else told)
             if dtype not in mutant.rounding:
                 best_wrong[dtype] = min(best_wrong[dtype], ratio)
         where = ", ".join(f"`{name}`" for name in mutant.caught_by)
         print(
-            f"| {mutant.trap or '-'} | {mutant.fault} | {where} | " + " | ".join(cells) + " |",
+            f"| {mutant.fault} | {where} | " + " | ".join(cells) + " |",
             flush=True,
         )
     print("\n| precision | worst right | best wrong | separation |\n|---|---|---|---|")

@@ -74,7 +74,7 @@ def config_from_json(values: Mapping, source: str = "config.json") -> GriffinCon
             f"got {values['intermediate_size']}"
         )
     heads, width = values["num_attention_heads"], values["hidden_size"]
-    if heads < 1 or (values.get("head_dim") or width // heads) != width / heads:
+    if heads < 1 or (values.get("head_dim") or width // heads) != width // heads:
         raise refuse(
             f"head_dim {values.get('head_dim')} is not hidden_size / num_attention_heads = "
             f"{width} / {heads}"
