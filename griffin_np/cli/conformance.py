@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-examples", type=int, metavar="N", help="examples of each check (60)")
     add("--seed", type=int, default=0, metavar="S",
         help="the same seed draws the same examples (0)")  # fmt: skip
+    add("--explore", action="store_true", help="draw new examples; the seed is printed")
     add("--no-shrink", action="store_true", help="do not look for the smallest failing case")
     add("--json", metavar="FILE", help="write the certificate here; - prints it")
     actions.add_parser("list", help="list the checks and what they say")
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
 def _certify(args: argparse.Namespace) -> int:
     import json
     import os
+    import secrets
 
     from griffin_conformance.backends import find_backend
     from griffin_conformance.certificate import certify
@@ -73,6 +75,9 @@ def _certify(args: argparse.Namespace) -> int:
     finally:
         sys.path.pop(0)
     text = sys.stderr if args.json == "-" else sys.stdout
+    if args.explore:
+        args.seed = secrets.randbelow(2**31)
+        print(f"exploring: --seed {args.seed} draws these examples again", file=text)
     terminal = sys.stderr.isatty()
 
     def progress(check):
