@@ -368,7 +368,10 @@ def test_the_command_takes_a_class_of_the_users_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--backend", "torch"], "no backend 'torch'; choose one of numpy, jax, transformers"),
+        (
+            ["--backend", "torch"],
+            "no backend 'torch'; choose one of numpy, numba, jax, transformers",
+        ),
         (["--backend", "no.such:Thing"], "backend no.such:Thing cannot be loaded"),
         (["--dtype", "int3"], "backend numpy has no dtype 'int3'; choose one of float32, float64"),
         (["--level", "L9"], "no level 'L9'; levels are L0, L1, L2, L3"),

@@ -18,6 +18,7 @@ __all__ = ["ADAPTERS", "Backend", "Unsupported", "find_backend", "versions_of"]
 
 ADAPTERS = {
     "numpy": "griffin_conformance.backends.reference:NumPyBackend",
+    "numba": "griffin_conformance.backends.cpu:NumbaBackend",
     "jax": "griffin_conformance.backends.xla:JaxBackend",
     "transformers": "griffin_conformance.backends.transformers:TransformersBackend",
 }

@@ -1,0 +1,135 @@
+"""The scan of the RG-LRU, rung by rung: from a loop over NumPy rows to vectors on all cores.
+
+    python kernels/benchmarks/scan_ladder.py [--tokens 4096] [--width 2560] [--repeat 9]
+
+Every rung is held against the reference before it is timed. The ceiling is what the same run moves
+with the same two reads and one write, without any computation worth the name. JAX's associative scan
+runs beside them where JAX is installed.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numba import get_num_threads, njit, prange
+
+from griffin_conformance.envelope import Envelope
+from griffin_conformance.rounding import FLOAT32
+from griffin_conformance.simulation import Simulation
+from griffin_kernels.cpu import scan as cpu
+from griffin_np.rg_lru import scan as reference
+
+
+@njit(error_model="numpy")
+def plain_numba(a, x, h):
+    """The definition, compiled: time outermost, one thread."""
+    y = np.empty_like(x)
+    state = h.copy()
+    for t in range(a.shape[0]):
+        for c in range(a.shape[1]):
+            state[c] = a[t, c] * state[c] + x[t, c]
+            y[t, c] = state[c]
+    return y
+
+
+def one_thread(a, x, h):
+    """Explicit vectors, one thread."""
+    from numba import set_num_threads
+
+    threads = get_num_threads()
+    set_num_threads(1)
+    try:
+        return cpu.scan(a, x, h)
+    finally:
+        set_num_threads(threads)
+
+
+@njit(parallel=True, error_model="numpy")
+def ceiling(a, x, y):
+    """Two reads and a write of every number."""
+    for t in prange(a.shape[0]):
+        for c in range(a.shape[1]):
+            y[t, c] = a[t, c] + x[t, c]
+
+
+def in_jax():
+    """JAX's associative scan as a rung, or None."""
+    try:
+        import jax
+    except ImportError:
+        return None
+    from griffin_kernels.xla.scan_xla import associative_scan
+
+    compiled = jax.jit(associative_scan)
+
+    def run(a, x, h):
+        return compiled(a[None], x[None], h[None]).block_until_ready()[0]
+
+    return run
+
+
+def seconds(run: Callable[[], object], repeat: int) -> float:
+    """Median time of a call, after one that does not count."""
+    run()
+    times = []
+    for _ in range(repeat):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def check(run: Callable, name: str) -> float:
+    """Observed over allowed on a short text; raises if the rung is wrong."""
+    rng = np.random.default_rng(1)
+    a, x = rng.random((40, 100), np.float32), rng.standard_normal((40, 100)).astype(np.float32)
+    h = rng.standard_normal(100).astype(np.float32)
+    wide = [np.repeat(z[None].astype(np.float64), 16, axis=0) for z in (a, x)]
+    truth = reference(*(z.astype(np.float64) for z in (a, x, h)))
+    samples = Simulation(FLOAT32).scan(*wide, h.astype(np.float64))
+    found = Envelope.of(truth, samples, FLOAT32).compare(name, np.asarray(run(a, x, h)))
+    if not found.passed:
+        raise SystemExit(f"{found}")
+    return found.ratio
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--width", type=int, default=2560)
+    parser.add_argument("--repeat", type=int, default=9)
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+    shape = (args.tokens, args.width)
+    a, x = rng.random(shape, np.float32), rng.standard_normal(shape).astype(np.float32)
+    h, y = np.zeros(args.width, np.float32), np.empty(shape, np.float32)
+    bytes_moved = 3 * a.nbytes
+
+    rungs = {
+        "NumPy, a row at a time (the reference)": reference,
+        "plain Numba, one thread": plain_numba,
+        "vectors, one thread": one_thread,
+        "vectors, all threads": cpu.scan,
+    }
+    jax = in_jax()
+    if jax:
+        rungs["JAX associative scan"] = jax
+    ratios = {name: check(run, name) for name, run in rungs.items()}
+    print(f"{platform.processor() or platform.machine()}, {get_num_threads()} threads; "
+          f"({args.tokens}, {args.width}) float32, {bytes_moved / 1e6:.0f} MB moved\n")  # fmt: skip
+    print("| rung | ms | GB/s | of the ceiling | observed / allowed |\n|---|---|---|---|---|")
+    for name, run in rungs.items():
+        # The ceiling is taken anew beside every rung, because the machine's speed drifts.
+        top = bytes_moved / seconds(lambda: ceiling(a, x, y), args.repeat)
+        took = seconds(lambda run=run: run(a, x, h), args.repeat)
+        rate = bytes_moved / took
+        print(f"| {name} | {took * 1e3:.1f} | {rate / 1e9:.1f} | {rate / top:.2f} | "
+              f"{ratios[name]:.2f} |", flush=True)  # fmt: skip
+    print(f"| ceiling | {bytes_moved / top * 1e3:.1f} | {top / 1e9:.1f} | 1 | |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Griffin on a CPU: kernels in Numba over explicit vectors."""

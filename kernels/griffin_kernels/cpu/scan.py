@@ -1,0 +1,162 @@
+"""The RG-LRU on a CPU: equations (1) to (4) in one pass over memory.
+
+A recurrence does two operations for every number it reads, so memory decides its speed. Fused
+with the gates' nonlinearities it reads the convolution's output and two pre-activations, writes the
+state, and keeps everything in between in registers. Threads share out the channels, which never
+meet; within a thread time runs outermost, so that memory is read in long rows.
+"""
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from griffin_kernels.cpu.elementary import exp, expm1, sigmoid
+from griffin_kernels.cpu.simd import (
+    LANES,
+    broadcast,
+    fma,
+    load,
+    load_first,
+    sqrt,
+    store,
+    store_first,
+)
+
+__all__ = ["decay", "rg_lru", "scan", "softplus_8"]
+
+STRIPE = 512
+"""Channels that are worked on together: their state stays in the first cache."""
+
+
+def softplus_8(a_param: NDArray) -> NDArray:
+    """``8 softplus(a_param)``, (R,) float32, computed once for a model: -log a = r times it."""
+    z = np.asarray(a_param, np.float64)
+    return (8 * (np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z))))).astype(np.float32)
+
+
+def scan(a: NDArray, x: NDArray, h: NDArray) -> NDArray:
+    """Equation (4): ``h_t = a_t * h_(t-1) + x_t``, with one rounding a step.
+
+    Parameters
+    ----------
+    a, x : array of shape (T, R), float32
+    h : array of shape (R,), float32
+        State before the first step.
+
+    Returns
+    -------
+    array of shape (T, R), float32
+        State after every step.
+    """
+    a, x = np.ascontiguousarray(a), np.ascontiguousarray(x)
+    states = np.empty_like(x)
+    _scan(a.ravel(), x.ravel(), h.copy(), states.ravel(), len(x), x.shape[1])
+    return states
+
+
+def rg_lru(
+    u: NDArray, z_r: NDArray, z_i: NDArray, rate: NDArray, positions: NDArray, h: NDArray
+) -> tuple[NDArray, NDArray]:
+    """Equations (1) to (4), from the gates' pre-activations.
+
+    Parameters
+    ----------
+    u : array of shape (T, R), float32
+        Output of the convolution.
+    z_r, z_i : array of shape (T, R), float32
+        ``W_a u + b_a`` and ``W_x u + b_x``.
+    rate : array of shape (R,), float32
+        From :func:`softplus_8`.
+    positions : array of shape (T,), int64
+        0 starts a document, which forgets the state and enters undamped.
+    h : array of shape (R,), float32
+
+    Returns
+    -------
+    y : array of shape (T, R), float32
+        The state after every token.
+    h : array of shape (R,), float32
+        The state after the last.
+    """
+    u, z_r, z_i = (np.ascontiguousarray(z) for z in (u, z_r, z_i))
+    y, after = np.empty_like(u), h.copy()
+    _rg_lru(u.ravel(), z_r.ravel(), z_i.ravel(), rate, positions, after, y.ravel(), *u.shape)
+    return y, after
+
+
+def decay(r: NDArray, rate: NDArray) -> tuple[NDArray, NDArray]:
+    """Equation (3): ``a`` and ``sqrt(1 - a^2)``, (T, R) float32 each."""
+    r = np.ascontiguousarray(r)
+    a, multiplier = np.empty_like(r), np.empty_like(r)
+    _decay(r.ravel(), rate, a.ravel(), multiplier.ravel(), *r.shape)
+    return a, multiplier
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def _scan(a, x, h, y, T, R):
+    for stripe in prange((R + STRIPE - 1) // STRIPE):
+        first = stripe * STRIPE
+        last = min(first + STRIPE, R)
+        whole = first + (last - first) // LANES * LANES
+        for t in range(T):
+            row = t * R
+            for c in range(first, whole, LANES):
+                state = fma(load(a, row + c), load(h, c), load(x, row + c))
+                store(h, c, state)
+                store(y, row + c, state)
+            if whole < last:
+                n = last - whole
+                state = fma(load_first(a, row + whole, n), load_first(h, whole, n),
+                            load_first(x, row + whole, n))  # fmt: skip
+                store_first(h, whole, n, state)
+                store_first(y, row + whole, n, state)
+
+
+@njit(error_model="numpy")
+def _decayed(r, rate):
+    """Decay and multiplier of one vector of gates."""
+    log_a = broadcast(np.float32(0)) - r * rate
+    return exp(log_a), sqrt(broadcast(np.float32(0)) - expm1(log_a + log_a))
+
+
+@njit(error_model="numpy")
+def _step(u, z_r, z_i, rate, h, starts):
+    """One vector of channels at one token."""
+    gated = sigmoid(z_i) * u
+    if starts:
+        return gated
+    a, multiplier = _decayed(sigmoid(z_r), rate)
+    return fma(a, h, multiplier * gated)
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def _rg_lru(u, z_r, z_i, rate, positions, h, y, T, R):
+    for stripe in prange((R + STRIPE - 1) // STRIPE):
+        first = stripe * STRIPE
+        last = min(first + STRIPE, R)
+        whole = first + (last - first) // LANES * LANES
+        for t in range(T):
+            row, starts = t * R, positions[t] == 0
+            for c in range(first, whole, LANES):
+                state = _step(load(u, row + c), load(z_r, row + c), load(z_i, row + c),
+                              load(rate, c), load(h, c), starts)  # fmt: skip
+                store(h, c, state)
+                store(y, row + c, state)
+            if whole < last:
+                n, o = last - whole, row + whole
+                state = _step(
+                    load_first(u, o, n), load_first(z_r, o, n), load_first(z_i, o, n),
+                    load_first(rate, whole, n), load_first(h, whole, n), starts,
+                )  # fmt: skip
+                store_first(h, whole, n, state)
+                store_first(y, o, n, state)
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def _decay(r, rate, a, multiplier, T, R):
+    for t in prange(T):
+        for c in range(0, R, LANES):
+            n = min(LANES, R - c)
+            one, other = _decayed(load_first(r, t * R + c, n), load_first(rate, c, n))
+            store_first(a, t * R + c, n, one)
+            store_first(multiplier, t * R + c, n, other)
