@@ -340,7 +340,7 @@ def run(*argv: str) -> tuple[int, str, str]:
 def test_the_command_certifies_the_reference(tmp_path):
     code, out, _ = run("run", "--level", "L1", "--dtype", "float64", "--json", str(tmp_path / "c"))
     assert code == 0
-    assert "numpy in float64 conforms; worst observed / allowed 0." in out
+    assert "numpy in float64 conforms at L1; worst observed / allowed 0." in out
     told = json.loads((tmp_path / "c").read_text())
     assert (told["backend"], told["dtype"], told["conforms"]) == ("numpy", "float64", True)
     assert [p.name for p in tmp_path.iterdir()] == ["c"]

@@ -54,7 +54,16 @@ class Alone:
             padding = np.delete(run.logits[i], where, axis=0)
             if np.any(padding != 0):
                 results.append(Comparison(f"logits of padding in row {i}", np.inf, 0))
-            if row and row[-1][1] and has_arrays(run.state):
+            if not has_arrays(run.state):
+                results.append(Comparison("the state's arrays", 0.0, 0, compared=False))
+            elif not row:
+                left = [n for n, a in row_of(run.state, i).items() if np.any(a != 0)]
+                if left or run.state.position[i] != 0:
+                    raise Violation(
+                        f"row {i} has no tokens, but its state changed: position "
+                        f"{run.state.position[i]}, {', '.join(left) or 'arrays untouched'}"
+                    )
+            elif row[-1][1]:
                 document, n = row[-1]
                 if run.state.position[i] != n:
                     raise Violation(

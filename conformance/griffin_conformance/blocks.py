@@ -30,15 +30,17 @@ class BlockCase:
     def inputs(self) -> np.ndarray:
         """Residual stream (T, D) before the block, float32 valued."""
         rng = np.random.default_rng(self.seed)
-        shape = (min(self.world.lengths[0], 40), self.world.config.width)
+        shape = (self.world.lengths[0], self.world.config.width)
         return (rng.standard_normal(shape) * self.scale).astype(np.float32).astype(np.float64)
 
     def strata(self) -> set[str]:
         """What is special about this case, by name."""
         config = self.world.config
         found = {config.block_types[self.block], f"inputs of {self.scale:g}"}
-        if len(self.inputs()) > config.window + 1:
+        if self.world.lengths[0] > config.window + 1:
             found.add("crosses the window")
+        if self.world.lengths[0] > 256:
+            found.add("more than 256 tokens")
         return found
 
 

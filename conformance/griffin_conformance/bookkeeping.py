@@ -83,7 +83,7 @@ def pads_reach_the_convolution(right):
 
 
 def rows_leak(right):
-    """The last row of a batch gets its convolution inputs from the first."""
+    """The last row of a batch gets its recurrent state from the first."""
 
     class Wrong(right):
         def _forward(self, inputs, positions, state, logits, trace):
@@ -169,14 +169,83 @@ class LossyState(State):
         State.save(self.with_arrays(half, self.position), path, metadata)
 
 
-class AliasedState(State):
-    """Forks are views of one row."""
+class SortedState(State):
+    """Rows come in ascending order, whatever order was asked for."""
 
     def select(self, rows):
-        rows = np.asarray(rows)
-        if len(rows) and (rows == rows[0]).all():
-            return self._map(lambda a: np.broadcast_to(a[rows[0]], (len(rows), *a.shape[1:])))
-        return super().select(np.sort(rows))
+        return super().select(np.sort(np.asarray(rows)))
+
+
+class BareState(State):
+    """Shows no arrays at all."""
+
+    def arrays(self):
+        return {}
+
+    def check_arrays(self, what=""):
+        pass
+
+
+def starts_anew(right):
+    """Where no positions are told, every call starts a document."""
+
+    class Wrong(right):
+        def __call__(self, tokens, positions=None, state=None, logits="all", **options):
+            if positions is None:
+                positions = np.tile(np.arange(np.shape(tokens)[1]), (len(tokens), 1))
+            return super().__call__(tokens, positions, state, logits, **options)
+
+    return Wrong
+
+
+def none_forgets(right):
+    """A call that is asked for no logits leaves the state where it was."""
+
+    class Wrong(right):
+        def _forward(self, inputs, positions, state, logits, trace):
+            values, after = super()._forward(inputs, positions, state, logits, trace)
+            return values, state if logits == "none" else after
+
+    return Wrong
+
+
+def eight_rows(right):
+    """Rows beyond the eighth are not computed."""
+
+    class Wrong(right):
+        def _forward(self, inputs, positions, state, logits, trace):
+            values, after = super()._forward(inputs, positions, state, logits, trace)
+            if logits != "none":
+                values[8:] = 0
+            return values, after
+
+    return Wrong
+
+
+def trusts_positions(right):
+    """Positions are checked against each other, and not against the state."""
+
+    class Wrong(right):
+        def __call__(self, tokens, positions=None, state=None, logits="all", **options):
+            if state is not None and positions is not None:
+                steps = np.asarray(positions)
+                first = np.array([row[row != -1][:1].sum() for row in steps], np.int64)
+                state = replace(state, position=np.maximum(first, 0))
+            return super().__call__(tokens, positions, state, logits, **options)
+
+    return Wrong
+
+
+def moves_the_callers_position(right):
+    """The caller's state is told the new position."""
+
+    class Wrong(right):
+        def _forward(self, inputs, positions, state, logits, trace):
+            values, after = super()._forward(inputs, positions, state, logits, trace)
+            state.position[...] = after.position
+            return values, after
+
+    return Wrong
 
 
 def returns(kind: type[State]) -> Callable:

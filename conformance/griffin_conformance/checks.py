@@ -40,11 +40,14 @@ class Scope:
         From any configuration to one that the backend can represent.
     only : World, optional
         The one world to draw from.
+    caps : float
+        0 where logits without a soft cap may be asked for, else a cap.
     """
 
     fixed_shapes: bool = False
     adapt: Callable[[Any], Any] = lambda config: config
     only: Any = None
+    caps: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,8 @@ class Verdict:
     seconds : float
     inconclusive : bool
         It failed only because the examples drawn did not meet what they must.
+    not_compared : set of str
+        What the backend does not show, and the check therefore did not look at.
     """
 
     check: Check
@@ -157,6 +162,7 @@ class Verdict:
     strata: Counter = field(default_factory=Counter)
     seconds: float = 0.0
     inconclusive: bool = False
+    not_compared: set[str] = field(default_factory=set)
 
     @property
     def violates(self) -> bool:
@@ -190,24 +196,27 @@ class Verdict:
             "says": self.check.says,
             "status": self.status,
             "examples": self.examples,
-            "observed_over_allowed": _json_number(self.ratio),
+            "observed_over_allowed": json_number(self.ratio),
             "worst": worst
             and {
                 "what": worst.name,
                 "entry": worst.position,
-                "observed": _json_number(worst.observed),
-                "allowed": _json_number(worst.allowed),
+                "observed": json_number(worst.observed),
+                "allowed": json_number(worst.allowed),
                 "ulp_percentiles": {
-                    p: _json_number(v)
+                    p: json_number(v)
                     for p, v in zip(("50", "99", "99.9", "100"), worst.ulps, strict=True)
                 },
             },
             "reason": self.reason,
+            "inconclusive": self.inconclusive,
+            "not_compared": sorted(self.not_compared),
             "reproducer": self.reproducer,
             "strata": dict(sorted(self.strata.items())),
             "seconds": round(self.seconds, 3),
         }
 
 
-def _json_number(value: float) -> float | str:
+def json_number(value: float) -> float | str:
+    """A number as JSON can hold it: infinity becomes a string."""
     return value if abs(value) < float("inf") else str(value)

@@ -47,6 +47,8 @@ class Comparison:
     ulps : tuple of float
         50th, 99th, 99.9th percentile and maximum of the error of single values, in units in the
         last place of the profile at the scale of the largest value in that position.
+    compared : bool
+        Otherwise there was nothing to compare, and the name says what is missing.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Comparison:
     observed: float = 0.0
     allowed: float = 0.0
     ulps: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    compared: bool = True
 
     @property
     def passed(self) -> bool:
@@ -78,6 +81,8 @@ class Envelope:
     truth : array of shape (T, N)
     allowed : array of shape (T,)
         Largest admitted distance from the truth at each position, as a Euclidean norm.
+    strict : array of shape (T,)
+        The same without algorithms that are admitted although they lose accuracy.
     unit : float
         Unit roundoff of the array's precision.
     tiny : float
@@ -86,25 +91,34 @@ class Envelope:
 
     truth: NDArray
     allowed: NDArray
+    strict: NDArray
     unit: float
     tiny: float
 
     @classmethod
     def of(
-        cls, truth: NDArray, samples: NDArray, profile: Profile, unit: float | None = None
+        cls,
+        truth: NDArray,
+        samples: NDArray,
+        profile: Profile,
+        unit: float | None = None,
+        lossy: NDArray | None = None,
     ) -> "Envelope":
         """From the truth (T, ...) and samples (S, T, ...) of it.
 
         Results are never held to less than the unit roundoff times the truth's norm, nor to less
-        than the smallest normal number. The unit is that of the profile's activations by default.
+        than the smallest normal number. The unit is that of the profile's activations by default;
+        ``lossy`` (S,) says which samples lose accuracy by their algorithm.
         """
         unit = unit or profile.unit
         truth = np.asarray(truth, np.float64)
         truth = truth.reshape(len(truth), math.prod(truth.shape[1:]))
         spread = norms(samples.reshape(len(samples), *truth.shape) - truth)
-        spread = spread.max(axis=0) * profile.shrink
+        exact = spread if lossy is None else spread[~lossy]
+        spread, exact = (s.max(axis=0) * profile.shrink for s in (spread, exact))
         floor = np.maximum(unit * norms(truth), profile.tiny * max(truth.shape[-1], 1) ** 0.5)
-        return cls(truth, FACTOR * np.maximum(spread, floor), unit, profile.tiny)
+        allowed, strict = (FACTOR * np.maximum(s, floor) for s in (spread, exact))
+        return cls(truth, allowed, strict, unit, profile.tiny)
 
     def compare(self, name: str, found: NDArray) -> Comparison:
         """Hold an array (T, ...) against truth and allowance.
@@ -114,28 +128,36 @@ class Envelope:
         ValueError
             If its shape is another one.
         """
-        return self.between(name, found, self.truth)
+        return self._hold(name, self._shaped(name, found), self.truth, self.allowed)
 
     def between(self, name: str, found: NDArray, expected: NDArray) -> Comparison:
-        """Hold two arrays that should be one against each other, at the same allowance.
+        """Hold two arrays that should be one against each other.
 
-        Used by laws that compare a backend with itself: both may differ from the truth by what is
-        allowed, but in a correct program they do so by the same rounding, or nearly.
+        Used by laws that compare a backend with itself. Both may differ from the truth by what is
+        allowed, but in a correct program they do so by nearly the same rounding. A backend that
+        keeps its digits is held to the strict allowance; one that loses some by its algorithm may
+        lose them here and there as well, but not more than it is seen to lose in ``expected``.
         """
-        try:
-            found = np.asarray(found, np.float64).reshape(self.truth.shape)
-            expected = np.asarray(expected, np.float64).reshape(self.truth.shape)
-        except ValueError:
-            raise ValueError(
-                f"{name} has shape {np.shape(found)}, expected {self.truth.shape}"
-            ) from None
+        found, expected = self._shaped(name, found), self._shaped(name, expected)
+        own = norms(expected - self.truth) / self.allowed
+        own = np.where(np.isfinite(own), own, 1.0)
+        share = min(1.0, 2 * float(own.max(initial=0)))
+        return self._hold(name, found, expected, np.maximum(self.strict, share * self.allowed))
+
+    def _shaped(self, name: str, array: NDArray) -> NDArray:
+        array = np.asarray(array, np.float64)
+        if array.size != self.truth.size or array.shape[:1] != self.truth.shape[:1]:
+            raise ValueError(f"{name} has shape {array.shape}, expected {self.truth.shape}")
+        return array.reshape(self.truth.shape)
+
+    def _hold(self, name: str, found: NDArray, expected: NDArray, allowed: NDArray) -> Comparison:
         if not found.size:
             return Comparison(name, 0.0, 0)
         with np.errstate(invalid="ignore"):
             error = found - expected
         observed = norms(error)
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = np.where(observed == 0, 0.0, observed / self.allowed)
+            ratios = np.where(observed == 0, 0.0, observed / allowed)
         ratios = np.where(np.isfinite(observed), ratios, np.inf)
         worst = int(np.argmax(ratios))
         scale = np.maximum(np.abs(self.truth).max(axis=-1, keepdims=True, initial=0), self.tiny)
@@ -143,7 +165,7 @@ class Envelope:
         p50, p99, p999, most = np.percentile(ulps, [50, 99, 99.9, 100], method="lower").tolist()
         return Comparison(
             name, float(ratios[worst]), worst, float(observed[worst]),
-            float(self.allowed[worst]), (p50, p99, p999, most),
+            float(allowed[worst]), (p50, p99, p999, most),
         )  # fmt: skip
 
     def argmax_is_clear(self) -> NDArray:
@@ -158,7 +180,12 @@ class Envelope:
 
     def rows(self, index) -> "Envelope":
         """The same for some positions."""
-        return replace(self, truth=self.truth[index], allowed=self.allowed[index])
+        return replace(
+            self,
+            truth=self.truth[index],
+            allowed=self.allowed[index],
+            strict=self.strict[index],
+        )
 
 
 def chain_bound(chain: int, dtype: str) -> float:

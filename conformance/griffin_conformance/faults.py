@@ -17,8 +17,8 @@ ORIGINAL: dict[str, Callable] = {
     for function in (
         rg_lru.rg_lru, rg_lru.scan, rg_lru.multiplier, rg_lru.softplus, rg_lru.sigmoid,
         rg_lru.block_diagonal, rg_lru.log_decay, layers.rms_norm, layers.gelu, layers.causal_conv,
-        layers.linear, attention.rope, attention.local_attention, attention.roll, model.embed,
-        model.head,
+        layers.linear, attention.rope, attention.local_attention, attention.roll,
+        attention.softmax, model.embed, model.head,
     )
 }  # fmt: skip
 """The right versions, by name."""
@@ -74,6 +74,25 @@ def scan_in(round_state):
         return states
 
     return wrong
+
+
+def scan_in_tiles(size):
+    """A scan that loses its state after every so many steps."""
+
+    def wrong(a, x, h):
+        states = np.empty_like(x)
+        for t in range(len(x)):
+            h = a[t] * (h if t == 0 or t % size else np.zeros_like(h)) + x[t]
+            states[t] = h
+        return states
+
+    return wrong
+
+
+def softmax_as_written(z):
+    """Softmax without taking the maximum out first."""
+    e = np.exp(z)
+    return e / e.sum(axis=-1, keepdims=True)
 
 
 def conv_variant(*, reads_cache=True, masks_documents=True, trusts_cache=False):

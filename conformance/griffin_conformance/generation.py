@@ -44,7 +44,7 @@ def prompts(draw, scope) -> Case:
     world = draw(pooled(scope))
     rows = tuple(
         ((draw(st.integers(0, 2)), draw(st.integers(1, 6))),)
-        for _ in range(draw(st.integers(1, 3)))
+        for _ in range(draw(st.integers(1, 4)))
     )
     rows = tuple(((d, min(n, world.lengths[d])),) for ((d, n),) in rows)
     return Case(world, Layout(rows), (draw(st.integers(1, 8)),))
@@ -60,7 +60,7 @@ def generated(model, case: Case, **options):
     return texts, [list(map(int, generation.tokens)) for generation in found]
 
 
-@check("L3", prompts)
+@check("L3", prompts, strata=("rows of several lengths",), weight=2)
 def greedy_text(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Greedy generation takes the oracle's best token after its own text, where that is clear."""
     texts, found = generated(model_of(backend, case), case, temperature=0)

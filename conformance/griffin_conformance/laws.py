@@ -31,6 +31,7 @@ def whole_cases(scope) -> st.SearchStrategy[Case]:
     whole_cases,
     strata=(
         "crosses the window",
+        "more than 256 tokens",
         "one head",
         "all recurrent",
         "all attention",
@@ -48,10 +49,14 @@ def whole_texts(backend: Backend, case: Case) -> Sequence[Comparison]:
     tokens = case.world.tokens(0)[None]
     results = []
     if hasattr(model, "hidden_states"):
-        # The first is the embedding; the last has gone through the final norm.
-        for i, stream in enumerate(model.hidden_states(tokens)[1:-1]):
-            name = f"blocks.{i}.residual"
+        inner = [f"blocks.{i}.residual" for i in range(case.world.config.depth - 1)]
+        names, streams = ["embedding", *inner, "final_norm"], model.hidden_states(tokens)
+        if len(streams) != len(names):
+            raise Violation(f"hidden_states gave {len(streams)} arrays, expected {len(names)}")
+        for name, stream in zip(names, streams, strict=True):
             results.append(history[name].compare(name, np.asarray(stream)[0]))
+    else:
+        results.append(Comparison("the residual streams", 0.0, 0, compared=False))
     logits, _ = model(tokens)
     results.append(history["logits"].compare("logits", np.asarray(logits)[0]))
     return results
@@ -132,13 +137,18 @@ def decoding_cases(draw, scope) -> Case:
     world = draw(pooled(scope))
     n = draw(st.integers(2, world.lengths[0]))
     prompt = draw(st.integers(max(n - 12, 1), n - 1))
-    return Case(world, Layout((((0, n),),), (), tuple(range(prompt, n))))
+    told = draw(st.booleans())
+    return Case(world, Layout((((0, n),),), (), tuple(range(prompt, n))), (told,))
 
 
 @check("L2", decoding_cases, strata=("crosses the window", "call of 1 token"))
 def decoding_continues_a_prompt(backend: Backend, case: Case) -> Sequence[Comparison]:
-    """A prompt and then one token at a time give what the whole text gives."""
-    return as_if_alone(backend, case)
+    """A prompt and then one token at a time give what the whole text gives.
+
+    Whether positions are told or not: by default a row goes on from its state.
+    """
+    run = execute(model_of(backend, case), case, tell_positions=case.extra[0])
+    return Alone(backend, case).compare(run, case)
 
 
 @check(
@@ -168,7 +178,6 @@ def packed_then_decoded(draw, scope) -> Case:
     world = draw(pooled(scope))
     layout = draw(layouts(world, documents=(1, 3), short_end=True))
     *row, (document, n) = layout.rows[0]
-    prompt = sum(layout.lengths)
     more = draw(st.integers(1, min(4, world.lengths[document] - 1)))
     n = min(n, world.lengths[document] - more)
     prompt = sum(k for _, k in row) + n
@@ -222,9 +231,10 @@ def padding_anywhere(backend: Backend, case: Case) -> Sequence[Comparison]:
 
 @check(
     "L2",
-    lambda scope: cases(scope, rows=(2, 4), pad="anywhere", documents=(0, 3), cut=True),
+    lambda scope: cases(scope, rows=(2, 4), pad="anywhere", documents=(0, 3), cut=True, many=True),
     strata=(
         "rows of several lengths",
+        "more than 8 rows",
         "reset inside a call",
         "padding inside a row",
         "last document of 1-2 tokens",
@@ -250,79 +260,128 @@ def nothing_stays_in_the_model(backend: Backend, case: Case) -> Sequence[Compari
 @check("L2", lambda scope: cases(scope, rows=(1, 2), pad="anywhere"))
 def calls_are_pure(backend: Backend, case: Case) -> Sequence[Comparison]:
     """A call changes nothing that it is given, and the same call gives the same again."""
-    model = model_of(backend, case)
+    model, alone = model_of(backend, case), Alone(backend, case)
     tokens, positions = case.layout.arrays(case.world)
     half = case.layout.width // 2
-    _, state = model(tokens[:, :half], positions[:, :half])
+    before, state = model(tokens[:, :half], positions[:, :half])
     rest, steps = tokens[:, half:].copy(), positions[:, half:].copy()
-    kept = copy.deepcopy(state.arrays()) if has_arrays(state) else {}
-    first, _ = model(rest, steps, state)
-    first = np.array(first, np.float64)
-    second, _ = model(rest, steps, state)
+    kept = copy.deepcopy(things_in(state))
+    results = []
+    for _ in range(2):
+        logits, after = model(rest, steps, state)
+        parts = [np.array(part, np.float64) for part in (before, logits)]
+        results += alone.compare(Run(np.concatenate(parts, axis=1), after), case)
     given = {"tokens": (rest, tokens[:, half:]), "positions": (steps, positions[:, half:])}
-    given |= (
-        {f"state {name}": (a, kept[name]) for name, a in state.arrays().items()} if kept else {}
-    )
-    for name, (now, before) in given.items():
-        if not np.array_equal(np.asarray(now), np.asarray(before), equal_nan=True):
+    given |= {f"state {name}": (array, kept[name]) for name, array in things_in(state).items()}
+    for name, (now, then) in given.items():
+        if not np.array_equal(np.asarray(now), np.asarray(then), equal_nan=True):
             raise Violation(f"the caller's {name} was changed by the call")
-    if not np.array_equal(first, np.asarray(second, np.float64)):
-        largest = np.abs(first - np.asarray(second, np.float64)).max()
-        raise Violation(f"the same call gave other logits the second time, by up to {largest:.3g}")
-    return []
-
-
-@check("L2", lambda scope: cases(scope, rows=(1, 3), pad="anywhere", cut=True), weight=0.5)
-def last_logits(backend: Backend, case: Case) -> Sequence[Comparison]:
-    """``logits="last"`` gives those of each row's last real token, ``"none"`` none."""
-    model = model_of(backend, case)
-    tokens, positions = case.layout.arrays(case.world)
-    try:
-        last, _ = model(tokens, positions, logits="last")
-        none, _ = model(tokens, positions, logits="none")
-    except TypeError as error:
-        raise Unsupported(f"it has no choice of logits: {error}") from None
-    if none is not None:
-        raise Violation('logits="none" returned logits')
-    results, alone = [], Alone(backend, case)
-    for i, (((document, n),),) in enumerate(zip(case.layout.rows, strict=True)):
-        envelope = case.world.history(profile_of(backend), document)["logits"].rows([n - 1])
-        expected = alone.run(document, n).logits[0, [n - 1]]
-        results.append(envelope.between(f"last logits of row {i}", np.asarray(last)[[i]], expected))
     return results
+
+
+def things_in(state) -> dict[str, NDArray]:
+    """Arrays of a state and its positions, if it can be looked into."""
+    return {"position": state.position, **state.arrays()} if has_arrays(state) else {}
+
+
+@st.composite
+def mixed_requests(draw, scope) -> Case:
+    """Any layout; ``extra`` says which logits each call is asked for."""
+    case = draw(cases(scope, rows=(1, 3), documents=(0, 3), pad="anywhere", cut=True))
+    kinds = st.sampled_from(["all", "last", "last", "none"])
+    return replace(case, extra=tuple(draw(kinds) for _ in case.layout.calls()))
+
+
+@check("L2", mixed_requests)
+def last_logits(backend: Backend, case: Case) -> Sequence[Comparison]:
+    """``logits="last"`` gives those of each row's last real token in the call, or 0; ``"none"``
+    gives none; the state does not depend on what was asked for.
+    """
+    model, state = model_of(backend, case), None
+    tokens, positions = case.layout.arrays(case.world)
+    shape = (*positions.shape, case.world.config.vocab_size)
+    asked, found = np.zeros(positions.shape, bool), np.zeros(shape)
+    for call, kind in zip(case.layout.calls(), case.extra, strict=True):
+        steps = positions[:, call]
+        try:
+            logits, state = model(tokens[:, call], steps, state, logits=kind)
+        except TypeError as error:
+            raise Unsupported(f"it has no choice of logits: {error}") from None
+        if kind == "none":
+            if logits is not None:
+                raise Violation('logits="none" returned logits')
+            continue
+        if kind == "all":
+            asked[:, call], found[:, call] = steps >= 0, np.asarray(logits)
+            continue
+        for i, row in enumerate(np.asarray(logits, np.float64)):
+            real = np.flatnonzero(steps[i] >= 0)
+            if len(real):
+                asked[i, call.start + real[-1]], found[i, call.start + real[-1]] = True, row
+            elif np.any(row != 0):
+                raise Violation(f"row {i} has no token in this call, but its last logits are not 0")
+    alone = Alone(backend, case)
+    expected = found.copy()
+    for i, row in enumerate(case.layout.rows):
+        where, start = case.layout.columns(i), 0
+        for document, n in row:
+            part = where[start : start + n]
+            told = alone.run(document, n).logits[0]
+            # What was not asked for is taken from the other side, and so compares as equal.
+            expected[i, part] = np.where(asked[i, part, None], found[i, part], told)
+            start += n
+    return alone.compare(Run(expected, state), case)
 
 
 @st.composite
 def refused(draw, scope) -> Case:
-    """A call with one impossible position or token, and where that is."""
+    """Rows that have begun, and a call with one impossible position or token in one of them."""
     world = draw(pooled(scope))
     n = draw(st.integers(2, 6))
-    column = draw(st.integers(0, n - 1))
+    rows = tuple(((draw(st.integers(0, 2)), n),) for _ in range(draw(st.integers(1, 3))))
+    row = draw(st.integers(0, len(rows) - 1))
+    begun = draw(st.integers(0, n - 1))
+    column = draw(st.integers(begun, n - 1))
+    pads = tuple((begun,) if draw(st.booleans()) else () for _ in rows)
     fault = draw(st.sampled_from(["gap", "back", "negative", "token", "token below 0"]))
-    return Case(world, Layout((((0, n),),)), (fault, column))
+    return Case(world, Layout(rows, pads, (begun,)), (fault, row, column))
+
+
+def refusal(backend: Backend, case: Case) -> str:
+    """What the backend says to an impossible call, after a possible one."""
+    fault, row, token = case.extra
+    model = model_of(backend, case)
+    tokens, positions = case.layout.arrays(case.world)
+    begun = case.layout.cuts[0]
+    _, state = model(tokens[:, :begun], positions[:, :begun])
+    tokens, positions = tokens[:, begun:], positions[:, begun:]
+    column = case.layout.columns(row)[token] - begun
+    values = {"gap": token + 7, "back": token - 1 if token > 1 else 5, "negative": -2}
+    if fault in values:
+        positions[row, column] = values[fault]
+    else:
+        tokens[row, column] = case.world.config.vocab_size if fault == "token" else -1
+    try:
+        model(tokens, positions, state)
+    except ValueError as error:
+        return f"{error} | expected: row {row}, column {column}"
+    raise Violation(
+        f"{fault} at row {row}, column {column}: position {positions[row, column]}, token "
+        f"{tokens[row, column]} was taken without an error"
+    )
 
 
 @check("L2", refused, weight=0.5)
 def impossible_calls_are_refused(backend: Backend, case: Case) -> Sequence[Comparison]:
-    """Positions and tokens that no text can have raise ValueError naming row and column."""
-    fault, column = case.extra
-    model = model_of(backend, case)
-    tokens, positions = case.layout.arrays(case.world)
-    values = {"gap": column + 7, "back": column - 1 if column > 1 else 5, "negative": -2}
-    if fault in values:
-        positions[0, column] = values[fault]
-    else:
-        tokens[0, column] = case.world.config.vocab_size if fault == "token" else -1
-    try:
-        model(tokens, positions)
-    except ValueError as error:
-        text = str(error)
-        if f"row 0, column {column}" not in text:
-            raise Violation(
-                f"{fault} at row 0, column {column}: the error does not name the place: {text}"
-            ) from None
-        return []
-    raise Violation(
-        f"{fault} at row 0, column {column}: position {positions[0, column]}, token "
-        f"{tokens[0, column]} was taken without an error"
-    )
+    """Positions and tokens that no text can have raise ValueError, in any row, at any time."""
+    refusal(backend, case)
+    return []
+
+
+@check("L2", refused, must=False, weight=0.5)
+def refusals_name_the_place(backend: Backend, case: Case) -> Sequence[Comparison]:
+    """The error says ``row R, column C`` of the call."""
+    said, _, place = refusal(backend, case).partition(" | expected: ")
+    if place not in said:
+        raise Violation(f"the error does not name {place}: {said}")
+    return []

@@ -79,6 +79,10 @@ class Layout:
         found |= {f"call of {n} token{'s' * (n > 1)}" for n in (1, 2, 3) if n in sizes}
         if len(sizes) > 1 and 0 in sizes:
             found.add("call without tokens")
+        if len(self.rows) > 8:
+            found.add("more than 8 rows")
+        if any(n > 256 for row in self.rows for _, n in row):
+            found.add("more than 256 tokens")
         if len(set(self.lengths)) > 1:
             found.add("rows of several lengths")
         for i, row in enumerate(self.rows):
@@ -133,11 +137,15 @@ class Run:
     state: Any
 
 
-def execute(model, case: Case, state: Any = None) -> Run:
-    """Run a model over a layout, call after call, each continuing from the state of the last."""
+def execute(model, case: Case, state: Any = None, tell_positions: bool = True) -> Run:
+    """Run a model over a layout, call after call, each continuing from the state of the last.
+
+    Where positions are not told, every row has to go on from its state by itself.
+    """
     tokens, positions = case.layout.arrays(case.world)
     parts = []
     for call in case.layout.calls():
-        logits, state = model(tokens[:, call], positions[:, call], state)
+        steps = positions[:, call] if tell_positions else None
+        logits, state = model(tokens[:, call], steps, state)
         parts.append(np.asarray(logits, np.float64))
     return Run(np.concatenate(parts, axis=1), state)

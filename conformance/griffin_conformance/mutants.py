@@ -97,7 +97,7 @@ def mutate(mutant: Mutant = NO_FAULT, dtype: str = "float32") -> NumPyBackend:
             return super().tree(mutant.parameters(dict(flat)) if mutant.parameters else flat)
 
         def model(self, config, flat):
-            return wrong_model(config, self.tree(flat), "mutant")
+            return wrong_model(config, self.tree(flat))
 
     def with_fault(operation):
         def call(self, *args):
@@ -290,7 +290,29 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("lossy state files", "states are saved in half precision",
            ("saved-states-continue",), model=bookkeeping.returns(bookkeeping.LossyState)),
     Mutant("rows selected out of order", "select sorts its rows",
-           ("forks-are-independent",), model=bookkeeping.returns(bookkeeping.AliasedState)),
+           ("forks-are-independent",), model=bookkeeping.returns(bookkeeping.SortedState)),
+    Mutant("no positions, new document", "a call without positions does not continue the state",
+           ("decoding-continues-a-prompt", "sessions-do-not-mix"), model=bookkeeping.starts_anew),
+    Mutant("none forgets", "a call without logits leaves the state where it was",
+           ("last-logits",), model=bookkeeping.none_forgets),
+    Mutant("eight rows", "rows of a batch beyond the eighth are not computed",
+           ("rows-are-independent",), model=bookkeeping.eight_rows),
+    Mutant("positions trusted", "positions are not checked against the state",
+           ("impossible-calls-are-refused", "refusals-name-the-place"),
+           model=bookkeeping.trusts_positions),
+    Mutant("caller's position moved", "the position of the caller's state is updated in place",
+           ("calls-are-pure",), model=bookkeeping.moves_the_callers_position),
+    Mutant("state shows nothing", "the arrays of the state are missing",
+           ("state-values",), model=bookkeeping.returns(bookkeeping.BareState)),
+    Mutant("scan in tiles", "the state is lost after every 128 steps",
+           ("whole-texts", "recurrent-blocks", "scans"), {"scan": faults.scan_in_tiles(128)}),
+    Mutant("softmax as written", "the maximum is not taken out, and large scores overflow",
+           ("attentions",), {"softmax": faults.softmax_as_written}),
+    Mutant("fixed base of rotation", "RoPE always has base 10000",
+           ("rotary-embeddings", "whole-texts"),
+           {"rope": lambda x, at, base, turned: ORIGINAL["rope"](x, at, 10000.0, turned)}),
+    Mutant("fixed epsilon", "RMSNorm always adds 1e-6", ("rms-norms", "whole-texts"),
+           {"rms_norm": lambda x, scale, eps: ORIGINAL["rms_norm"](x, scale, 1e-6)}, trap="T16"),
     Mutant("anything goes", "positions, tokens and states are not checked",
            ("impossible-calls-are-refused", "foreign-states-are-refused"),
            model=bookkeeping.anything_goes),

@@ -183,8 +183,9 @@ class Oracle:
     ----------
     documents : list of Document
         History of each block, from the start of the current document.
-    residuals : list of list of array
-        For each token read, the residual stream after each block.
+    streams : list of list of array
+        For each token read: its embedding, the residual stream after each block, and the final
+        norm's output.
     position : int
         The position of the next token.
     """
@@ -193,7 +194,7 @@ class Oracle:
         self.p = {name: np.asarray(array, np.float64) for name, array in flat.items()}
         self.c = config
         self.position = start
-        self.residuals: list[list[NDArray]] = []
+        self.streams: list[list[NDArray]] = []
         self.documents = [Document() for _ in config.block_types]
         if start:
             kv = (config.num_kv_heads, config.width // config.num_heads)
@@ -220,12 +221,13 @@ class Oracle:
         """Logits (V,) of one token."""
         c, p = self.c, self.p
         x = p["embedding"][token] * (embedding_scale(c.width) if c.scale_embeddings else 1.0)
-        stream = []
+        stream = [x]
         for i in range(len(c.block_types)):
             x = self.block(i, x, position)
             stream.append(x)
-        self.residuals.append(stream)
-        logits = linear(rms_norm(x, p["final_norm"], c.norm_eps), p["embedding"].T)
+        x = rms_norm(x, p["final_norm"], c.norm_eps)
+        self.streams.append([*stream, x])
+        logits = linear(x, p["embedding"].T)
         return np.array([soft_cap(float(z), c.logits_soft_cap) for z in logits])
 
     def block(self, i: int, x: NDArray, position: int) -> NDArray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis.errors import Unsatisfiable
+from hypothesis.errors import Flaky, Unsatisfiable
 
 from griffin_conformance.backends import Backend, Unsupported
 from griffin_conformance.checks import EXAMPLES, Check, Scope, Verdict, Violation
@@ -20,6 +20,12 @@ __all__ = ["run_check"]
 
 SHARE = 20
 """A stratum that a check must meet has to turn up in one of this many examples."""
+
+COSTLY = frozenset({"more than 256 tokens", "more than 8 rows"})
+"""Strata of which one example is enough."""
+
+MORE = 3
+"""How often as many examples are drawn again where a stratum was met too seldom."""
 
 
 def run_check(
@@ -47,11 +53,16 @@ def run_check(
     """
     verdict = Verdict(check)
     began = time.perf_counter()
-    scope = Scope(backend.fixed_shapes, backend.adapt)
+    caps = 30.0 if "no soft cap" in backend.cannot else 0.0
+    scope = Scope(backend.fixed_shapes, backend.adapt, caps=caps)
     number = zlib.crc32(check.name.encode()) ^ seed_number
     examples = max(1, round(max_examples * check.weight))
     search = _Search(check, backend, verdict, survey)
     search.run(scope, examples, number, shrink and not survey)
+    for again in range(1, MORE + 1):
+        if survey or search.failure or search.lacks or not _too_few(check, backend, verdict):
+            break
+        search.run(scope, examples, number + again, shrink)
     if search.failure and shrink and not survey:
         _try_smaller_worlds(search, scope, examples, number)
     if search.failure:
@@ -61,15 +72,13 @@ def run_check(
             verdict.worst = worst
         verdict.reproducer = (
             f"from griffin_conformance import *\n"
-            f"reproduce({check.name!r}, {backend.name!r}, {backend.dtype!r},\n"
+            f"reproduce({check.name!r}, {backend.spec!r}, {backend.dtype!r},\n"
             f"          {verdict.case!r})"
         )
     elif search.lacks:
         verdict.status, verdict.reason = "skipped", search.lacks
     elif not survey:
-        least = max(1, verdict.examples // SHARE)
-        wanted = [s for s in check.strata if s not in backend.cannot]
-        few = [s for s in wanted if verdict.strata[s] < least]
+        few = _too_few(check, backend, verdict)
         if few:
             verdict.status, verdict.inconclusive = "failed", True
             verdict.reason = (
@@ -78,6 +87,13 @@ def run_check(
             )
     verdict.seconds = time.perf_counter() - began
     return verdict
+
+
+def _too_few(check: Check, backend: Backend, verdict: Verdict) -> list[str]:
+    """Strata that the examples met too seldom."""
+    share = max(1, verdict.examples // SHARE)
+    wanted = [stratum for stratum in check.strata if stratum not in backend.cannot]
+    return [s for s in wanted if verdict.strata[s] < (1 if s in COSTLY else share)]
 
 
 class _Search:
@@ -105,10 +121,12 @@ class _Search:
         @given(case=self.check.cases(scope))
         def examine(case):
             nonlocal failed
+            if self.lacks and not failed:
+                return  # one example tells that the backend lacks it
             if counting and not failed:
                 self.count(case)
             try:
-                reason, worst = _judge(self.check, self.backend, case)
+                reason, worst = _judge(self.check, self.backend, case, self.verdict.not_compared)
             except Unsupported as missing:
                 # While a failure is made small it means only that this way leads nowhere.
                 self.lacks = str(missing)
@@ -126,6 +144,11 @@ class _Search:
         except AssertionError:
             if not failed:
                 raise
+        except Flaky:
+            assert self.failure is not None
+            reason, *rest = self.failure
+            told = "It did not fail when it was run again: the backend is not deterministic."
+            self.failure = (f"{reason}\n{told}", *rest)
         return failed
 
     def count(self, case: Any) -> None:
@@ -153,7 +176,9 @@ def _try_smaller_worlds(search: _Search, scope: Scope, examples: int, number: in
                 return
 
 
-def _judge(check: Check, backend: Backend, case) -> tuple[str, Comparison | None]:
+def _judge(
+    check: Check, backend: Backend, case: Any, not_compared: set[str]
+) -> tuple[str, Comparison | None]:
     """Why the case fails, or nothing; and its worst comparison."""
     try:
         # Numbers that are not finite are found by the comparisons.
@@ -163,9 +188,14 @@ def _judge(check: Check, backend: Backend, case) -> tuple[str, Comparison | None
         raise
     except Violation as violation:
         return str(violation), None
-    except Exception as error:  # whatever a backend raises on a legal call is a violation
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # whatever a backend raises on a legal call is a violation
         where = traceback.format_exception(error)[-6:]
         return f"{type(error).__name__}: {error}\n{''.join(where)}", None
+    not_compared.update(c.name for c in comparisons if not c.compared)
+    comparisons = [c for c in comparisons if c.compared]
     worst = max(comparisons, key=lambda c: c.ratio, default=None)
     # The first thing that is wrong explains more than the worst: later ones follow from it.
     wrong = next((c for c in comparisons if not c.passed), None)

@@ -4,7 +4,7 @@ Every intermediate result is rounded, in directions that stay the same through t
 recurrence is systematic, so errors drawn anew at each step would average out, and correct programs
 would be called wrong on long texts. The algorithms that a correct program may choose are sampled
 too: the scan in sequence or as a tree, with or without fused multiply-adds, and
-``sqrt(1 - exp(2 log a))`` beside ``sqrt(-expm1(2 log a))``.
+``sqrt(1 - exp(2 log a))`` and ``sqrt(1 - a * a)`` beside ``sqrt(-expm1(2 log a))``.
 
 Shapes: S samples, T tokens of one row without padding, then channels.
 """
@@ -30,7 +30,8 @@ class Simulation(Arithmetic):
     samples : int
     seed : int
     strict : bool
-        Leave out algorithms that are admitted but lose accuracy: ``1 - exp(2 log a)``.
+        Leave out algorithms that are admitted but lose accuracy: ``1 - exp(2 log a)`` and
+        ``1 - a * a``. Otherwise :attr:`cancels` says which samples use them.
     """
 
     def __init__(self, profile: Profile, samples: int = SAMPLES, seed: int = 0,
@@ -40,6 +41,7 @@ class Simulation(Arithmetic):
         index = np.arange(samples)
         self.tree = index % 2 == 1
         self.cancels = ((index // 2) % 2 == 1) & (not strict)
+        self.squares = (index // 4) % 2 == 1
         self.normalises_first = (index // 4) % 2 == 1
 
     # -- operations
@@ -99,8 +101,12 @@ class Simulation(Arithmetic):
         # What cancellation loses is not proportional to the unit roundoff, so it is computed with
         # the profile's own bits and scaled up where the simulation is scaled down.
         full = min(self.profile.state, 52)
-        cancelled = np.maximum(1 - self.function(np.exp, 2 * log_a, full), 0)
-        lost = np.sqrt(cancelled) - np.sqrt(-np.expm1(2 * log_a))
+        square = np.where(
+            self.squares[:, None, None],
+            self.rounded(self.function(np.exp, log_a, full) ** 2, full),
+            self.function(np.exp, 2 * log_a, full),
+        )
+        lost = np.sqrt(np.maximum(1 - square, 0)) - np.sqrt(-np.expm1(2 * log_a))
         scale = exact + np.where(self.cancels[:, None, None], lost / self.profile.shrink, 0)
         return a, self.rounded(scale, bits)
 
@@ -261,9 +267,9 @@ class Simulation(Arithmetic):
         at = np.asarray(positions)
         scale = embedding_scale(config.width) if config.scale_embeddings else 1.0
         x = self.embed(p["embedding"][np.asarray(tokens)], scale)
-        found: dict[str, NDArray] = {}
+        found: dict[str, NDArray] = {"embedding": x}
         for i in range(len(config.block_types)):
             x = found[f"blocks.{i}.residual"] = self.block(i, x, p, config, at, found)
-        x = self.norm(x, p["final_norm"], config.norm_eps)
+        x = found["final_norm"] = self.norm(x, p["final_norm"], config.norm_eps)
         found["logits"] = self.logits(x, p["embedding"], config.logits_soft_cap)
         return found

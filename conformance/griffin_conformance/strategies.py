@@ -55,6 +55,8 @@ def configurations(draw, letters: str | None = None) -> GriffinConfig:
         logits_soft_cap=draw(st.sampled_from([30.0, 5.0, 0.0])),
         scale_embeddings=draw(st.sampled_from([True, True, False])),
         rope_fraction=fraction,
+        rope_base=draw(st.sampled_from([10000.0, 500.0, 1e6])),
+        norm_eps=draw(st.sampled_from([1e-6, 1e-5, 1e-3])),
     )
 
 
@@ -73,9 +75,9 @@ def worlds(draw, letters: str | None = None, weights: str | None = None) -> Worl
     return World(config, style, draw(seeds), lengths_for(config))
 
 
-def _pooled(letters: str, weights: str, seed: int, **fields) -> World:
+def _pooled(letters: str, weights: str, seed: int, lengths=None, **fields) -> World:
     config = GriffinConfig(block_pattern=pattern(letters), **fields)
-    return World(config, weights, seed, lengths_for(config))
+    return World(config, weights, seed, lengths or lengths_for(config))
 
 
 POOL: tuple[World, ...] = (
@@ -84,11 +86,11 @@ POOL: tuple[World, ...] = (
     _pooled("A", "ordinary", 2, width=6, depth=1, num_heads=1, vocab_size=7, mlp_width=5,
             window=2, rope_fraction=1.0),
     _pooled("RA", "mixed", 3, width=10, depth=2, num_heads=2, vocab_size=11, lru_width=6,
-            mlp_width=7, window=3, logits_soft_cap=0.0),
+            mlp_width=7, window=3, logits_soft_cap=0.0, norm_eps=1e-3),
     _pooled("RRA", "ordinary", 4, width=24, depth=5, num_heads=3, vocab_size=23, lru_width=36,
             mlp_width=20, window=8),
     _pooled("A", "sharp", 5, width=20, depth=2, num_heads=4, num_kv_heads=2, vocab_size=12,
-            mlp_width=10, window=5),
+            mlp_width=10, window=5, rope_base=500.0),
     _pooled("R", "long", 6, width=15, depth=2, num_heads=3, vocab_size=13, lru_width=15,
             mlp_width=9, conv_width=2, window=9),
     _pooled("ARR", "saturated", 7, width=21, depth=3, num_heads=3, num_kv_heads=3,
@@ -104,12 +106,16 @@ POOL: tuple[World, ...] = (
             mlp_width=6, window=40),
     _pooled("RRA", "short", 12, width=18, depth=5, num_heads=3, vocab_size=16, lru_width=12,
             mlp_width=15, window=7, rope_fraction=1.0),
+    _pooled("R", "ordinary", 13, (300, 150, 7), width=7, depth=1, num_heads=1, vocab_size=9,
+            lru_width=5, mlp_width=3, window=1),
+    _pooled("A", "ordinary", 14, (300, 150, 7), width=10, depth=1, num_heads=2, vocab_size=9,
+            mlp_width=4, window=100),
 )  # fmt: skip
 """Models that between them have every stratum, small ones first; laws draw from these."""
 
 
-COMPILED = tuple(POOL[i] for i in (1, 2, 4, 5, 6))
-"""Models for backends that compile every shape: few, shallow, and with every stratum still."""
+COMPILED = tuple(POOL[i] for i in (1, 2, 4, 5, 6, 12, 13))
+"""Models for backends that compile every shape: few and shallow, with weights of every style."""
 
 
 def pooled(scope: Scope, letters: str | None = None) -> st.SearchStrategy[World]:
@@ -118,7 +124,14 @@ def pooled(scope: Scope, letters: str | None = None) -> st.SearchStrategy[World]
     pool = COMPILED if scope.fixed_shapes else POOL
     pool = pool if scope.only is None else (scope.only,)
     found = [w for w in pool if kinds is None or set(w.config.block_types) == kinds]
-    return st.sampled_from(found).map(lambda w: adapted(w, scope)) if found else st.nothing()
+    if not found:
+        return st.nothing()
+    drawn = st.sampled_from(found)
+    if scope.fixed_shapes and scope.only is None:
+        # Other weights need no other program.
+        styles = st.sampled_from(list(WEIGHTS))
+        drawn = st.builds(lambda w, style: replace(w, weights=style), drawn, styles)
+    return drawn.map(lambda w: adapted(w, scope))
 
 
 def any_world(scope: Scope, letters: str | None = None) -> st.SearchStrategy[World]:
@@ -139,7 +152,8 @@ def sizes(draw, world: World, document: int) -> int:
     """How much of a document to take: short, about a window, or anything."""
     most, W = world.lengths[document], world.config.window
     special = sorted({n for n in (1, 2, 3, W - 1, W, W + 1, W + 2, 2 * W, most) if 1 <= n <= most})
-    return draw(st.one_of(st.sampled_from(special), st.integers(1, most)))
+    drawn = [st.sampled_from(special), st.integers(1, most)]
+    return draw(st.one_of(*drawn, *([st.integers(257, most)] if most > 256 else [])))
 
 
 @st.composite
@@ -152,6 +166,7 @@ def layouts(
     cut: bool = False,
     pad: str = "",
     short_end: bool = False,
+    many: bool = False,
 ) -> Layout:
     """Layouts of a world's documents.
 
@@ -164,9 +179,14 @@ def layouts(
     pad : {"", "left", "anywhere"}
     short_end : bool
         The last document of a row has mostly one or two tokens.
+    many : bool
+        Sometimes nine to thirteen rows.
     """
     batch = []
-    for _ in range(draw(st.integers(*rows))):
+    count_rows = st.integers(*rows)
+    if many:
+        count_rows = st.one_of(count_rows, count_rows, st.integers(9, 13))
+    for _ in range(draw(count_rows)):
         count = draw(st.integers(*documents))
         chosen = [draw(st.integers(0, len(world.lengths) - 1)) for _ in range(count)]
         row = [(d, draw(sizes(world, d))) for d in chosen]

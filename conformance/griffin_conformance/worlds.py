@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from griffin_conformance.checks import Violation
 from griffin_conformance.envelope import Comparison, Envelope
 from griffin_conformance.oracle import Oracle
 from griffin_conformance.rounding import Profile
@@ -84,10 +85,24 @@ class World:
     def history(self, profile: Profile, document: int, start: int = 0) -> dict[str, Envelope]:
         """Truth and allowance at each token of a document.
 
-        ``logits``, ``blocks.i.residual``, and what enters the state by the state's names. With
-        ``start`` the document begins at that position, after a state of zeros.
+        ``embedding``, ``blocks.i.residual``, ``final_norm``, ``logits``, and what enters the state
+        by the state's names. With ``start`` the document begins at that position, after a state of
+        zeros.
         """
         return _history(self, profile, document, start)
+
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every array of one row's state, by name."""
+        c = self.config
+        ring = (c.window, c.num_kv_heads, c.width // c.num_heads)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for i, kind in enumerate(c.block_types):
+            if kind == "recurrent":
+                shapes[f"layers.{i}.conv"] = (c.conv_width - 1, c.lru_width)
+                shapes[f"layers.{i}.rg_lru"] = (c.lru_width,)
+            else:
+                shapes[f"layers.{i}.keys"] = shapes[f"layers.{i}.values"] = ring
+        return shapes
 
     def compare_state(
         self, profile: Profile, arrays: dict[str, NDArray], document: int, tokens: int,
@@ -111,8 +126,19 @@ class World:
         list of Comparison
             One per array, and one that fails for each array with non-zero entries outside the
             document.
+
+        Raises
+        ------
+        Violation
+            If an array is missing, unknown or misshapen.
         """
         history, c = self.history(profile, document, start), self.config
+        wanted, found = self.state_shapes(), {n: np.shape(a) for n, a in arrays.items()}
+        if found != wanted:
+            wrong = sorted(n for n in {*found, *wanted} if found.get(n) != wanted.get(n))[0]
+            raise Violation(
+                f"{wrong} of the state has shape {found.get(wrong)}, expected {wanted.get(wrong)}"
+            )
         results = []
         for name, array in arrays.items():
             array = np.asarray(array, np.float64)
@@ -142,8 +168,10 @@ def _truth(world: World, document: int, start: int) -> dict[str, NDArray]:
     oracle = Oracle(world.parameters(), world.config, start)
     T = world.lengths[document]
     truth = {"logits": oracle.read(world.tokens(document), range(start, start + T))}
+    streams = [np.array(stream) for stream in zip(*oracle.streams, strict=True)]
+    truth["embedding"], truth["final_norm"] = streams[0], streams[-1]
     for i, past in enumerate(oracle.documents):
-        truth[f"blocks.{i}.residual"] = np.array([stream[i] for stream in oracle.residuals])
+        truth[f"blocks.{i}.residual"] = streams[i + 1]
         if past.h:
             truth[f"layers.{i}.conv"] = np.array(past.conv_inputs[-T:])
             truth[f"layers.{i}.rg_lru"] = np.array(past.h[-T:])
@@ -161,7 +189,7 @@ def _history(world: World, profile: Profile, document: int, start: int) -> dict[
     samples = simulation.run(world.parameters(), world.config, world.tokens(document), at)
     units = {name: profile.state_unit for name in samples if name.endswith("rg_lru")}
     return {
-        name: Envelope.of(truth[name], samples[name], profile, units.get(name))
+        name: Envelope.of(truth[name], samples[name], profile, units.get(name), simulation.cancels)
         for name in samples
     }  # fmt: skip
 
@@ -204,7 +232,7 @@ def _styled(
     rng: np.random.Generator, weights: str, name: str, leaf: str, value: NDArray
 ) -> NDArray:
     if weights == "saturated" and leaf in ("b_a", "b_x"):
-        return value + rng.choice([-60.0, -12.0, 12.0, 60.0], value.shape)
+        return value + rng.choice([-200.0, -60.0, -12.0, 12.0, 60.0, 200.0], value.shape)
     if weights == "held" and leaf == "b_a":
         return np.full_like(value, -200.0)
     if weights == "tiny" and name == "embedding":
@@ -212,7 +240,7 @@ def _styled(
     if weights == "huge" and name == "embedding":
         return value * 1e4
     if weights == "sharp" and name.split(".")[-2:-1] and name.split(".")[-2] in ("query", "key"):
-        return value * 4
+        return value * 10
     if weights == "loud" and name == "final_norm":
         return value + 20
     return value

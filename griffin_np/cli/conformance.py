@@ -9,11 +9,13 @@ Exit code 0: the backend conforms; 1: it violates what it must do; 2: wrong usag
 """
 
 import argparse
+import contextlib
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from griffin_np.errors import ConfigError, MissingExtraError
+from griffin_np.errors import ConfigError, GriffinError, MissingExtraError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,12 +49,17 @@ def run(args: argparse.Namespace) -> int:
             print(f"{check.level}  {'MUST  ' if check.must else 'SHOULD'}  {check.name}\n"
                   f"      {check.says}")  # fmt: skip
         return 0
-    return _certify(args)
+    here = os.getcwd()
+    sys.path.insert(0, here)  # so that module:Class finds a module beside the user
+    try:
+        return _certify(args)
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(here)
 
 
 def _certify(args: argparse.Namespace) -> int:
     import json
-    import os
     import secrets
 
     from griffin_conformance.backends import find_backend
@@ -65,15 +72,17 @@ def _certify(args: argparse.Namespace) -> int:
         raise ConfigError(f"--max-examples must be at least 1, got {examples}")
     if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
         raise ConfigError(f"--json {args.json}: there is no folder {Path(args.json).parent}")
-    sys.path.insert(0, os.getcwd())  # so that module:Class finds a module beside the user
+    if args.json not in (None, "-") and Path(args.json).is_dir():
+        raise ConfigError(f"--json {args.json} is a folder; give the name of a file")
     try:
         backend = find_backend(args.backend, args.dtype)
+        args.level = [level.upper() for level in args.level]
         if not find_checks(args.level, args.check):
             raise ValueError("no check is both in --level and in --check")
+    except GriffinError:
+        raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    finally:
-        sys.path.pop(0)
     text = sys.stderr if args.json == "-" else sys.stdout
     if args.explore:
         args.seed = secrets.randbelow(2**31)

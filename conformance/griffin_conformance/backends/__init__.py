@@ -12,7 +12,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from griffin_conformance.rounding import PROFILES
 from griffin_np.config import GriffinConfig
+from griffin_np.errors import GriffinError, MissingExtraError
 
 __all__ = ["ADAPTERS", "Backend", "Unsupported", "find_backend", "versions_of"]
 
@@ -23,6 +25,9 @@ ADAPTERS = {
     "transformers": "griffin_conformance.backends.transformers:TransformersBackend",
 }
 """Adapters by name."""
+
+EXTRAS = {"jax": "jax", "transformers": "peers"}
+"""The extra that an adapter needs."""
 
 
 class Unsupported(Exception):
@@ -60,6 +65,11 @@ class Backend:
 
     def __init__(self, dtype: str | None = None):
         self.dtype = dtype or self.dtypes[0]
+        if unknown := set(self.dtypes) - set(PROFILES):
+            raise ValueError(
+                f"backend {self.name} claims {sorted(unknown)}; the suite knows the precisions "
+                f"{', '.join(PROFILES)}"
+            )
         if self.dtype not in self.dtypes:
             raise ValueError(
                 f"backend {self.name} has no dtype {dtype!r}; choose one of "
@@ -73,6 +83,12 @@ class Backend:
     def versions(self) -> dict[str, str]:
         """What was tested, by name of the distribution."""
         return {"python": platform.python_version(), **versions_of("griffin-np", "numpy")}
+
+    @property
+    def spec(self) -> str:
+        """What :func:`find_backend` finds it by."""
+        known = self.name in ADAPTERS or ":" in self.name
+        return self.name if known else f"{type(self).__module__}:{type(self).__qualname__}"
 
     # -- L2 and L3
 
@@ -167,16 +183,31 @@ def find_backend(spec: str, dtype: str | None = None) -> Backend:
     """
     path = ADAPTERS.get(spec, spec)
     module, separator, attribute = path.partition(":")
-    if not separator:
+    if not (separator and module and attribute):
         raise ValueError(
             f"no backend {spec!r}; choose one of {', '.join(ADAPTERS)}, or give module:Class"
         )
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except ModuleNotFoundError as error:
+        if spec in EXTRAS and error.name:
+            raise MissingExtraError(error.name, EXTRAS[spec]) from None
         raise ValueError(f"backend {spec} cannot be loaded: {error}") from error
+    except Exception as error:  # a user's module may raise anything
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"backend {spec} cannot be loaded: {what}") from error
     if not (isinstance(found, type) and issubclass(found, Backend)):
         raise ValueError(f"backend {spec} is no subclass of griffin_conformance.Backend")
-    backend = found(dtype)
-    backend.name = spec
+    try:
+        backend = found(dtype)
+        backend.name = spec
+        assert backend.dtype in found.dtypes
+    except (GriffinError, ValueError):
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"backend {spec} cannot be made: {what}; its __init__ must take a dtype and pass it "
+            f"to Backend.__init__"
+        ) from error
     return backend

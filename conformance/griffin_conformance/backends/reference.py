@@ -25,7 +25,7 @@ class NumPyBackend(Backend):
         return nest({name: self.cast(array) for name, array in flat.items()})
 
     def model(self, config, flat):
-        return model.NumPyModel(config, self.tree(flat), "conformance")
+        return model.NumPyModel(config, self.tree(flat))
 
     def block(self, config, flat, i, x, positions):
         layer = State.zeros(config, 1, self.cast(x).dtype).layers[i]

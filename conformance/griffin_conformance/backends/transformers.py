@@ -143,13 +143,13 @@ class TransformersModel:
             state = Session(self.new_cache(), np.ones((B, 0), bool))
         if not T:
             return np.zeros((B, 0, self.config.vocab_size), np.float32), state
-        real, packed, given = np.ones((B, T), bool), False, {}
-        if positions is not None:
-            positions = np.asarray(positions)
-            real = positions != -1
-            packed = fresh and real.all() and np.any(positions[:, 1:] == 0)
-            # As in transformers' own generate, padding stands at position 0.
-            given["position_ids"] = torch.tensor(np.where(real, positions, 0))
+        if positions is None:
+            positions = state.real.sum(axis=1)[:, None] + np.arange(T)
+        positions, given = np.asarray(positions), {}
+        real = positions != -1
+        packed = fresh and real.all() and np.any(positions[:, 1:] == 0)
+        # As in transformers' own generate, padding stands at position 0.
+        given["position_ids"] = torch.tensor(np.where(real, positions, 0))
         given["input_ids"] = torch.tensor(np.where(real, tokens, self.config.pad_id))
         state = Session(copy.deepcopy(state.cache), np.concatenate([state.real, real], axis=1))
         if not state.real.all():

@@ -37,7 +37,7 @@ class JaxBackend(Backend):
         return super().versions() | versions_of("jax", "jaxlib")
 
     def model(self, config, flat):
-        return JaxModel(config, nest(dict(flat)), "conformance")
+        return JaxModel(config, nest(dict(flat)))
 
     def block(self, config, flat, i, x, positions):
         p = nest({name: single(array) for name, array in flat.items()})["blocks"][i]
