@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,6 +114,8 @@ def test_the_reference_is_whole_again_after_a_mutant():
 class Liar(NumPyBackend):
     """Wrong in one operation, silent about others."""
 
+    name = "liar"
+
     def rms_norm(self, x, scale, eps):
         return super().rms_norm(x, scale, eps) * (1 + 1e-4 * (x.shape[1] >= 3))
 
@@ -146,6 +149,11 @@ def test_models_shrink_too():
     assert verdict.case.layout.lengths == [3]
 
 
+def test_reproducers_name_what_can_be_found():
+    assert NumPyBackend().spec == "numpy"
+    assert Liar().spec == f"{Liar.__module__}:Liar"
+
+
 def test_a_reproducer_runs(capsys):
     verdict = run_check(named("linear-layers"), NumPyBackend(), 3)
     case = "OperationCase(tokens=1, channels=2, heads=1, style='tiny', extra=0.0, seed=5)"
@@ -167,6 +175,8 @@ def test_what_a_backend_lacks_is_skipped_with_the_reason():
     bare = certify(Backend(), max_examples=1)
     assert {v.status for v in bare.verdicts} == {"skipped"}
     assert all(v.reason for v in bare.verdicts)
+    assert not bare.conforms
+    assert bare.outcome == "is not certified: it shows nothing at L0, L1, L2, L3"
 
 
 def test_exceptions_and_shapes_are_violations():
@@ -176,6 +186,49 @@ def test_exceptions_and_shapes_are_violations():
     assert verdict.ratio == np.inf
     verdict = run_check(named("embeddings-are-scaled"), Liar(), shrink=False)
     assert "embed has shape" in verdict.reason
+
+
+def test_backends_that_are_not_deterministic_are_told_so():
+    class Moody(NumPyBackend):
+        calls = 0
+
+        def gelu(self, x):
+            type(self).calls += 1
+            return super().gelu(x) * (1 + (self.calls == 20))
+
+    for shrink in (True, False):
+        Moody.calls = 0
+        verdict = run_check(named("gelu-by-tanh"), Moody(), shrink=shrink)
+        assert verdict.violates
+        assert "the backend is not deterministic" in verdict.reason
+
+
+def test_a_backend_that_exits_does_not_end_the_run():
+    class Quits(NumPyBackend):
+        def gelu(self, x):
+            raise SystemExit(0)
+
+    assert run_check(named("gelu-by-tanh"), Quits(), shrink=False).violates
+
+
+def test_what_could_not_be_looked_at_is_told():
+    class Bare:
+        def __init__(self, model):
+            self.model = model
+
+        def __call__(self, tokens, positions=None, state=None, logits="all"):
+            values, after = self.model(tokens, positions, state and state.inner, logits)
+            return values, SimpleNamespace(inner=after)
+
+    class Opaque(NumPyBackend):
+        def model(self, config, flat):
+            return Bare(super().model(config, flat))
+
+    verdict = run_check(named("any-chunking"), Opaque(), 20, survey=True)
+    assert verdict.status == "passed"
+    assert verdict.to_dict()["not_compared"] == ["the state's arrays"]
+    verdict = run_check(named("whole-texts"), Opaque(), 10, survey=True)
+    assert verdict.not_compared == {"the residual streams"}
 
 
 def test_what_should_hold_may_fail():
@@ -239,6 +292,8 @@ def test_a_certificate_tells_everything():
     assert by_name["rms-norms"]["status"] == "failed"
     assert by_name["rms-norms"]["worst"]["ulp_percentiles"]["100"] > 100
     assert by_name["linear-layers"]["observed_over_allowed"] <= RIGHT
+    assert (told["seed"], told["max_examples"], told["levels_asked"]) == (0, 20, ["L0"])
+    assert told["outcome"] == "VIOLATES the specification"
     assert json.loads(json.dumps(told)) == told
     text = as_text(certificate)
     assert "VIOLATES the specification" in text
@@ -354,14 +409,36 @@ def test_the_command_takes_a_class_of_the_users_folder(tmp_path, monkeypatch):
         "        return super().gelu(x) * 1.001\n"
         "class Other:\n"
         "    pass\n"
+        "class Odd(NumPyBackend):\n"
+        "    def __init__(self):\n"
+        "        pass\n"
+        "class Half(NumPyBackend):\n"
+        "    dtypes = ('float16',)\n"
+        "class Lazy(NumPyBackend):\n"
+        "    def gelu(self, x):\n"
+        "        import my_helper\n"
+        "        return super().gelu(x)\n"
     )
+    (tmp_path / "my_helper.py").write_text("")
+    (tmp_path / "broken.py").write_text("1 / 0\n")
     monkeypatch.chdir(tmp_path)
     code, out, err = run("run", "--backend", "my_engine:Mine", "--check", "gelu-by-tanh",
                          "--json", "-")  # fmt: skip
     assert code == 1
     assert json.loads(out)["conforms"] is False
     assert "reproduce('gelu-by-tanh', 'my_engine:Mine', 'float32'," in err
-    assert run("run", "--backend", "my_engine:Other")[0] == 2
+    assert run("run", "--backend", "my_engine:Lazy", "--check", "gelu-by-tanh")[0] == 0
+    for wrong, why in (
+        ("my_engine:Other", "is no subclass of griffin_conformance.Backend"),
+        ("my_engine:Odd", "its __init__ must take a dtype and pass it to Backend.__init__"),
+        ("my_engine:Half", "claims ['float16']; the suite knows the precisions float64, float32"),
+        ("broken:X", "ZeroDivisionError"),
+        (":X", "no backend ':X'"),
+    ):
+        code, _, err = run("run", "--backend", wrong)
+        assert code == 2
+        assert why in err
+        assert err.count("\n") == 1
     assert str(tmp_path) not in sys.path
 
 

@@ -307,7 +307,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("scan in tiles", "the state is lost after every 128 steps",
            ("whole-texts", "recurrent-blocks", "scans"), {"scan": faults.scan_in_tiles(128)}),
     Mutant("softmax as written", "the maximum is not taken out, and large scores overflow",
-           ("attentions",), {"softmax": faults.softmax_as_written}),
+           ("attentions",), {"softmax": faults.softmax_as_written}, rounding=("float64",)),
     Mutant("fixed base of rotation", "RoPE always has base 10000",
            ("rotary-embeddings", "whole-texts"),
            {"rope": lambda x, at, base, turned: ORIGINAL["rope"](x, at, 10000.0, turned)}),

@@ -29,6 +29,7 @@ __all__ = [
     "load_first",
     "maximum",
     "minimum",
+    "prefetch",
     "select",
     "shift_left",
     "shift_right",
@@ -168,6 +169,21 @@ def store_first(typing, array, index, count, value):
         return context.get_dummy_value()
 
     return vector and (types.void(array, types.intp, types.intp, vector), generate)
+
+
+@intrinsic
+def prefetch(typing, array, index):
+    """``prefetch(array, index)``: ask for what stands there; beyond the array it does nothing."""
+
+    def generate(context, builder, signature, args):
+        pointer = address(context, builder, array, args[0], args[1])
+        arguments = [pointer, *(ir.Constant(INT32, i) for i in (0, 3, 1))]  # read, keep, data
+        kinds = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
+        function = cgutils.get_or_insert_function(builder.module, kinds, "llvm.prefetch.p0")
+        builder.call(function, arguments)
+        return context.get_dummy_value()
+
+    return vector_of(array) and (types.void(array, types.intp), generate)
 
 
 @intrinsic
