@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from griffin_conformance import oracle
 from griffin_conformance.alone import profile_of
@@ -64,7 +64,7 @@ class OperationCase:
         return single(x)
 
 
-def single(x: NDArray) -> NDArray:
+def single(x: ArrayLike) -> NDArray:
     """Float32 values, as float64."""
     return np.asarray(x, np.float32).astype(np.float64)
 

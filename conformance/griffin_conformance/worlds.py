@@ -94,6 +94,7 @@ class World:
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every array of one row's state, by name."""
         c = self.config
+        assert c.lru_width is not None
         ring = (c.window, c.num_kv_heads, c.width // c.num_heads)
         shapes: dict[str, tuple[int, ...]] = {}
         for i, kind in enumerate(c.block_types):
