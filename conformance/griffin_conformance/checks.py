@@ -112,7 +112,7 @@ def find_checks(levels: Sequence[str] = (), names: Sequence[str] = ()) -> list[C
     ValueError
         If there is no such level or check; the message lists them.
     """
-    for module in ("operations", "recurrences", "blocks", "laws", "states", "generation"):
+    for module in ("operations", "recurrences", "blocks", "laws", "calls", "states", "generation"):
         importlib.import_module(f"griffin_conformance.{module}")  # registers its checks
 
     for level in levels:

@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 from griffin_conformance.alone import model_of, profile_of
 from griffin_conformance.backends import Backend, Unsupported
 from griffin_conformance.checks import Violation, check
-from griffin_conformance.envelope import Comparison
+from griffin_conformance.envelope import Comparison, Envelope
 from griffin_conformance.laws import whole_cases
 from griffin_conformance.layouts import Case, Layout
 from griffin_conformance.oracle import Oracle
+from griffin_conformance.rounding import Profile
+from griffin_conformance.simulation import Simulation
 from griffin_conformance.strategies import pooled
+from griffin_conformance.worlds import World
 
 __all__: list[str] = []
 
@@ -64,13 +67,13 @@ def generated(model, case: Case, **options):
 def greedy_text(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Greedy generation takes the oracle's best token after its own text, where that is clear."""
     texts, found = generated(model_of(backend, case), case, temperature=0)
-    world, (more,) = case.world, case.extra
+    (more,) = case.extra
     for i, (text, tokens) in enumerate(zip(texts, found, strict=True)):
         if len(tokens) != more:
             raise Violation(f"row {i} has {len(tokens)} new tokens, expected {more}")
-        whole = np.array(text + tokens[:-1])
-        told = _Told(replace(world, lengths=(len(whole),)), tuple(whole.tolist()))
-        envelope = told.envelope(profile_of(backend)).rows(slice(len(text) - 1, None))
+        whole = [*text, *tokens[:-1]]
+        envelope = envelope_of(case.world, whole, profile_of(backend))
+        envelope = envelope.rows(slice(len(text) - 1, None))
         clear, best = envelope.argmax_is_clear(), envelope.truth.argmax(-1)
         wrong = np.flatnonzero(clear & (best != np.array(tokens)))
         if wrong.size:
@@ -81,22 +84,12 @@ def greedy_text(backend: Backend, case: Case) -> Sequence[Comparison]:
     return []
 
 
-class _Told:
-    """Truth and envelope of a text that is not a world's own."""
-
-    def __init__(self, world, tokens: tuple[int, ...]):
-        self.world, self.tokens = world, tokens
-
-    def envelope(self, profile):
-        from griffin_conformance.envelope import Envelope
-        from griffin_conformance.simulation import Simulation
-
-        flat, config, at = self.world.parameters(), self.world.config, range(len(self.tokens))
-        truth = Oracle(flat, config).read(self.tokens, at)
-        samples = Simulation(profile, seed=self.world.seed).run(
-            flat, config, self.tokens, np.array(at)
-        )
-        return Envelope.of(truth, samples["logits"], profile)
+def envelope_of(world: World, tokens: Sequence[int], profile: Profile) -> Envelope:
+    """Logits of a text that is none of the world's own."""
+    flat, config, at = world.parameters(), world.config, np.arange(len(tokens))
+    truth = Oracle(flat, config).read(tokens, at)
+    samples = Simulation(profile, seed=world.seed).run(flat, config, tokens, at)
+    return Envelope.of(truth, samples["logits"], profile)
 
 
 @check("L3", prompts, must=False)
