@@ -12,7 +12,7 @@ from griffin_conformance.checks import check
 from griffin_conformance.envelope import Comparison, Envelope
 from griffin_conformance.oracle import Oracle
 from griffin_conformance.simulation import Simulation
-from griffin_conformance.strategies import any_world
+from griffin_conformance.strategies import sometimes_long
 from griffin_conformance.worlds import World
 
 __all__ = ["BlockCase"]
@@ -47,7 +47,7 @@ class BlockCase:
 @st.composite
 def block_cases(draw, scope, letter: str) -> BlockCase:
     kind = {"R": "recurrent", "A": "attention"}[letter]
-    world = draw(any_world(scope).filter(lambda w: kind in w.config.block_types))
+    world = draw(sometimes_long(scope, kind))
     i = draw(st.sampled_from([i for i, k in enumerate(world.config.block_types) if k == kind]))
     scale = draw(st.sampled_from([1.0, 1e-3, 1e4]))
     return BlockCase(world, i, scale, draw(st.integers(0, 999)))
@@ -72,13 +72,17 @@ def holds(backend: Backend, case: BlockCase) -> Sequence[Comparison]:
     return [Envelope.of(truth, samples, profile).compare(name, found)]
 
 
-@check("L1", lambda scope: block_cases(scope, "R"), strata=SIZES)
+@check("L1", lambda scope: block_cases(scope, "R"), strata=(*SIZES, "more than 256 tokens"))
 def recurrent_blocks(backend: Backend, case: BlockCase) -> Sequence[Comparison]:
     """A residual block with the recurrence gives the oracle's output."""
     return holds(backend, case)
 
 
-@check("L1", lambda scope: block_cases(scope, "A"), strata=(*SIZES, "crosses the window"))
+@check(
+    "L1",
+    lambda scope: block_cases(scope, "A"),
+    strata=(*SIZES, "crosses the window", "more than 256 tokens"),
+)
 def attention_blocks(backend: Backend, case: BlockCase) -> Sequence[Comparison]:
     """A residual block with local attention gives the oracle's output, also beyond a window."""
     return holds(backend, case)

@@ -129,7 +129,8 @@ def _scan_envelopes(case: OperationCase, profile: Profile) -> list[Envelope]:
     for t in range(case.tokens):
         state = a[t] * state + x[t]
         truth[t] = state
-    simulation = Simulation(profile, seed=case.seed)
+    # Single channels are compared here too.
+    simulation = Simulation(profile, 2 * SAMPLES, case.seed)
     samples = simulation.scan(repeated(a, simulation), repeated(x, simulation), h)
     return [
         Envelope.of(truth[:, [c]], samples[:, :, [c]], profile, profile.state_unit)

@@ -34,7 +34,7 @@ def configurations(draw, letters: str | None = None) -> GriffinConfig:
     """
     kinds = letters or draw(st.sampled_from(["R", "A", "RA", "RRA", "ARR", "AAR"]))
     heads = draw(st.integers(1, 4))
-    width = heads * draw(st.sampled_from([5, 3, 6, 8, 11]))
+    width = heads * draw(st.sampled_from([5, 3, 6, 8, 11, 16]))
     if width in (1, 4, 9, 16, 25, 36):
         width += 3 * heads
     window = draw(st.one_of(st.integers(1, 8), st.sampled_from([12, 40])))
@@ -84,13 +84,13 @@ POOL: tuple[World, ...] = (
     _pooled("R", "ordinary", 1, width=5, depth=1, num_heads=1, vocab_size=7, lru_width=3,
             mlp_width=4, window=1),
     _pooled("A", "ordinary", 2, width=6, depth=1, num_heads=1, vocab_size=7, mlp_width=5,
-            window=2, rope_fraction=1.0),
+            window=2, rope_fraction=1.0, rope_base=500.0),
     _pooled("RA", "mixed", 3, width=10, depth=2, num_heads=2, vocab_size=11, lru_width=6,
             mlp_width=7, window=3, logits_soft_cap=0.0, norm_eps=1e-3),
     _pooled("RRA", "ordinary", 4, width=24, depth=5, num_heads=3, vocab_size=23, lru_width=36,
             mlp_width=20, window=8),
     _pooled("A", "sharp", 5, width=20, depth=2, num_heads=4, num_kv_heads=2, vocab_size=12,
-            mlp_width=10, window=5, rope_base=500.0),
+            mlp_width=10, window=5),
     _pooled("R", "long", 6, width=15, depth=2, num_heads=3, vocab_size=13, lru_width=15,
             mlp_width=9, conv_width=2, window=9),
     _pooled("ARR", "saturated", 7, width=21, depth=3, num_heads=3, num_kv_heads=3,
@@ -105,7 +105,7 @@ POOL: tuple[World, ...] = (
     _pooled("RA", "held", 11, width=13, depth=2, num_heads=1, vocab_size=8, lru_width=9,
             mlp_width=6, window=40),
     _pooled("RRA", "short", 12, width=18, depth=5, num_heads=3, vocab_size=16, lru_width=12,
-            mlp_width=15, window=7, rope_fraction=1.0),
+            mlp_width=15, window=7, rope_fraction=1.0, rope_base=1e6),
     _pooled("R", "ordinary", 13, (300, 150, 7), width=7, depth=1, num_heads=1, vocab_size=9,
             lru_width=5, mlp_width=3, window=1),
     _pooled("A", "ordinary", 14, (300, 150, 7), width=10, depth=1, num_heads=2, vocab_size=9,
@@ -113,6 +113,9 @@ POOL: tuple[World, ...] = (
 )  # fmt: skip
 """Models that between them have every stratum, small ones first; laws draw from these."""
 
+
+LONG = POOL[-2:]
+"""Those with texts of several hundred tokens, and little else."""
 
 COMPILED = tuple(POOL[i] for i in (1, 2, 4, 5, 6, 12, 13))
 """Models for backends that compile every shape: few and shallow, with weights of every style."""
@@ -140,6 +143,15 @@ def any_world(scope: Scope, letters: str | None = None) -> st.SearchStrategy[Wor
         return pooled(scope, letters)
     free = worlds(letters).map(lambda w: adapted(w, scope))
     return st.one_of(pooled(scope, letters), free)
+
+
+@st.composite
+def sometimes_long(draw, scope: Scope, kind: str | None = None) -> World:
+    """Any world; one in ten has a long text. ``kind`` is of a block that it must have."""
+    if scope.only is None and not draw(st.integers(0, 9)):
+        found = [w for w in LONG if kind is None or kind in w.config.block_types]
+        return adapted(draw(st.sampled_from(found)), scope)
+    return draw(any_world(scope).filter(lambda w: kind is None or kind in w.config.block_types))
 
 
 def adapted(world: World, scope: Scope) -> World:
