@@ -35,7 +35,7 @@ def configurations(draw, letters: str | None = None) -> GriffinConfig:
     kinds = letters or draw(st.sampled_from(["R", "A", "RA", "RRA", "ARR", "AAR"]))
     heads = draw(st.integers(1, 4))
     width = heads * draw(st.sampled_from([5, 3, 6, 8, 11, 16]))
-    if width in (1, 4, 9, 16, 25, 36):
+    if width in (4, 9, 16, 25, 36, 49, 64):
         width += 3 * heads
     window = draw(st.one_of(st.integers(1, 8), st.sampled_from([12, 40])))
     fraction = draw(st.sampled_from([0.5, 0.0, 1.0]))
