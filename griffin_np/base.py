@@ -92,6 +92,12 @@ class Model(ABC):
         (B, T) int64; ``state`` is in this engine's dtypes.
         """
 
+    def _advance(
+        self, inputs: NDArray, positions: NDArray, state: State, logits: str
+    ) -> tuple[NDArray | None, State]:
+        """As :meth:`_forward`, with leave to change the state's arrays and return them."""
+        return self._forward(inputs, positions, state, logits, no_trace)
+
     def init_state(self, batch: int = 1) -> State:
         """The state before any text, for ``batch`` rows."""
         return State.zeros(self.config, batch, self.state_dtype, self.fingerprint)
@@ -139,6 +145,35 @@ class Model(ABC):
         StateError
             If the state is of another model or batch.
         """
+        inputs, steps, state = self._checked(tokens, positions, state, logits, inputs_embeds)
+        return self._forward(inputs, steps, state, logits, trace)
+
+    def advance(
+        self,
+        tokens: ArrayLike,
+        positions: ArrayLike | None = None,
+        state: State | None = None,
+        logits: Literal["all", "last", "none"] = "last",
+    ) -> tuple[NDArray | None, State]:
+        """The same as calling the model, for callers that need ``state`` no more.
+
+        Engines may update the state's arrays in place, which saves copying megabytes for every
+        token of a generation: use only the state that is returned, and never one that somebody
+        else still holds.
+
+        Parameters and errors are those of calling the model.
+        """
+        return self._advance(*self._checked(tokens, positions, state, logits), logits)
+
+    def _checked(
+        self,
+        tokens: ArrayLike | None,
+        positions: ArrayLike | None,
+        state: State | None,
+        logits: str,
+        inputs_embeds: ArrayLike | None = None,
+    ) -> tuple[NDArray, NDArray, State]:
+        """Inputs, positions (B, T) and a state in this engine's dtypes, or an error."""
         if logits not in ("all", "last", "none"):
             raise PositionError(f"logits must be 'all', 'last' or 'none', got {logits!r}")
         if (tokens is None) == (inputs_embeds is None):
@@ -177,8 +212,7 @@ class Model(ABC):
             inputs = check_tokens(inputs, steps, self.config.vocab_size)
         if not state.has_dtype(self.state_dtype):
             state = state.astype(self.state_dtype)
-        values, after = self._forward(inputs, steps, state, logits, trace)
-        return values, after
+        return inputs, steps, state
 
     def hidden_states(
         self,
