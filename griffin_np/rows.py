@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from griffin_np.base import Model
-from griffin_np.sampling import log_softmax
+from griffin_np.sampling import log_probability
 
 __all__ = ["Piece", "Row"]
 
@@ -59,7 +59,7 @@ class Row:
             return False
         self.tokens.append(token)
         self.history.append(token)
-        self.logprobs.append(float(log_softmax(logits)[token]))
+        self.logprobs.append(log_probability(logits, token))
         if self._decoder is not None:
             self._release(self._decoder.push(token), final=False)
         return True

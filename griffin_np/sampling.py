@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from griffin_np.errors import SamplingError
 
-__all__ = ["Sampler", "log_softmax"]
+__all__ = ["Sampler", "log_probability", "log_softmax"]
 
 
 @dataclass(frozen=True)
@@ -111,44 +111,93 @@ class Sampler:
         SamplingError
             If a logit is NaN or +inf, or every token is impossible.
         """
+        if not self.temperature:
+            p = np.zeros(np.shape(logits))
+            p[self._best(logits, history)] = 1
+            return p
+        ids, p = self._remaining(logits, history)
+        if ids is None:
+            return p
+        full = np.zeros(np.shape(logits))
+        full[ids] = p
+        return full
+
+    def sample(self, logits: ArrayLike, history: Sequence[int], rng: np.random.Generator) -> int:
+        """The next token: greedy, or the one whose cumulative probability covers a uniform draw.
+
+        Picks from :meth:`distribution`, without making it: tokens that are left out add exactly
+        nothing to the running sum, so the sum over the others alone is the same number.
+        """
+        if not self.temperature:
+            return self._best(logits, history)
+        ids, p = self._remaining(logits, history)
+        cumulative = np.cumsum(p, out=p)
+        index = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+        return index if ids is None else int(ids[index])
+
+    def _best(self, logits: ArrayLike, history: Sequence[int]) -> int:
+        """The token with the largest logit after bias and penalties; of equals the lowest id."""
+        z = np.asarray(logits)
+        if z.ndim == 1 and z.size and z.dtype.kind == "f" and not self._changes_logits(history):
+            # One pass over the logits as they are: argmax stops at NaN if there is one, and +inf,
+            # or -inf alone, would be the largest. So the winner answers for all of them.
+            best = int(z.argmax())
+            if math.isfinite(z[best]):
+                return best
+        return int(self._changed(logits, history)[0].argmax())
+
+    def _remaining(
+        self, logits: ArrayLike, history: Sequence[int]
+    ) -> tuple[NDArray | None, NDArray]:
+        """Ids of the tokens that the options leave, ascending, and their probabilities.
+
+        None in place of ids: all tokens are left.
+        """
+        p, top = self._changed(logits, history)
+        # In place, for with 256,000 tokens every array that is not made anew saves 0.1 ms.
+        p -= top
+        with np.errstate(over="ignore"):  # a tiny temperature may send gaps to -inf, as it should
+            p /= self.temperature
+        np.exp(p, out=p)
+        p /= p.sum()
+        ids = None
+        for keep in (self._top_k, self._top_p, self._min_p):
+            kept = keep(p)
+            if kept is not None:
+                ids, p = kept if ids is None else ids[kept], p[kept]
+                p /= p.sum()
+        return ids, p
+
+    def _changed(self, logits: ArrayLike, history: Sequence[int]) -> tuple[NDArray, np.float64]:
+        """Logits after bias and penalties, a fresh float64 array, and the largest of them."""
         z = np.array(logits, dtype=np.float64)
         if z.ndim != 1 or not z.size:
             raise SamplingError(f"logits must have shape (V,), got {z.shape}")
-        wrong = np.flatnonzero(np.isnan(z) | (z == np.inf))
-        if wrong.size:
+        top = z.max()
+        if not top < np.inf:  # NaN, if there is one, is the maximum
+            wrong = np.flatnonzero(np.isnan(z) | (z == np.inf))
             raise SamplingError(
                 f"the logit of token {wrong[0]} is {z[wrong[0]]} ({wrong.size} such in all): "
                 f"the model's weights or state are damaged"
             )
-        with np.errstate(over="ignore"):
-            self._add_bias(z)
-            self._penalise(z, history)
-        if (z == np.inf).any():
-            raise SamplingError(
-                f"bias and penalties take the logit of token {z.argmax()} to infinity: "
-                f"use smaller ones"
-            )
-        if not np.isfinite(z).any():
+        if self._changes_logits(history):
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._add_bias(z)
+                self._penalise(z, history)
+            top = z.max()
+            if not top < np.inf:
+                raise SamplingError(
+                    f"bias and penalties take the logit of token {z.argmax()} to infinity: "
+                    f"use smaller ones"
+                )
+        if top == -np.inf:
             raise SamplingError("every token is ruled out: nothing can be sampled")
-        if self.temperature == 0:
-            p = np.zeros_like(z)
-            p[np.argmax(z)] = 1
-            return p
-        with np.errstate(over="ignore"):  # a tiny temperature may send gaps to -inf, as it should
-            p = np.exp((z - z.max()) / self.temperature)
-        p /= p.sum()
-        for keep in (self._top_k, self._top_p, self._min_p):
-            kept = keep(p)
-            if kept is not None:
-                p = np.where(kept, p, 0)
-                p /= p.sum()
-        return p
+        return z, top
 
-    def sample(self, logits: ArrayLike, history: Sequence[int], rng: np.random.Generator) -> int:
-        """The next token: greedy, or the one whose cumulative probability covers a uniform draw."""
-        cumulative = np.cumsum(self.distribution(logits, history))
-        u = rng.random() * cumulative[-1] if self.temperature else 0.0
-        return int(np.searchsorted(cumulative, u, side="right"))
+    def _changes_logits(self, history: Sequence[int]) -> bool:
+        penalises = self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty
+        looks_back = self.repeat_last_n and len(history)
+        return bool(self.logit_bias) or bool(penalises and looks_back)
 
     def _add_bias(self, z: NDArray) -> None:
         for token, bias in self.logit_bias.items():
@@ -169,27 +218,43 @@ class Sampler:
         z[tokens] -= self.presence_penalty + self.frequency_penalty * counts
 
     def _top_k(self, p: NDArray) -> NDArray | None:
-        if not 0 < self.top_k < len(p):
+        k = self.top_k
+        if not 0 < k < len(p):
             return None
-        threshold = np.partition(p, -self.top_k)[-self.top_k]
-        kept = p > threshold
-        ties = np.flatnonzero(p == threshold)
-        kept[ties[: self.top_k - kept.sum()]] = True
-        return kept
+        # The k-th best of the winners of some groups is a bound that at least k tokens reach. Those
+        # that do are few, and the k most probable tokens and all their equals are among them.
+        groups = len(p) // 64
+        if k > groups:
+            return _largest(p, k, np.partition(p, -k)[-k])
+        winners = p[: 64 * groups].reshape(64, groups).max(axis=0)
+        candidates = np.flatnonzero(p >= np.partition(winners, -k)[-k])
+        few = p[candidates]
+        return candidates[_largest(few, k, np.partition(few, -k)[-k])]
 
     def _top_p(self, p: NDArray) -> NDArray | None:
         if self.top_p == 1:
             return None
         # Tokens below this share sum to less than 1 - top_p together: the set never needs them.
         candidates = np.flatnonzero(p >= (1 - self.top_p) / len(p))
-        order = candidates[np.argsort(-p[candidates], kind="stable")]
-        count = int(np.searchsorted(np.cumsum(p[order]), self.top_p, side="left")) + 1
-        kept = np.zeros(len(p), bool)
-        kept[order[:count]] = True
-        return kept
+        few = p[candidates]
+        falling = np.sort(few)[::-1]  # values alone: much faster than an order of tokens
+        count = int(np.searchsorted(np.cumsum(falling), self.top_p, side="left")) + 1
+        count = min(count, len(few))  # if rounding keeps the sum of all below p
+        return candidates[_largest(few, count, falling[count - 1])]
 
     def _min_p(self, p: NDArray) -> NDArray | None:
-        return p >= self.min_p * p.max() if self.min_p else None
+        return np.flatnonzero(p >= self.min_p * p.max()) if self.min_p else None
+
+
+def _largest(p: NDArray, count: int, threshold: float) -> NDArray:
+    """Where the ``count`` largest stand, ascending; of those equal to ``threshold`` the first.
+
+    ``threshold`` is the least of the ``count`` largest.
+    """
+    kept = p > threshold
+    ties = np.flatnonzero(p == threshold)
+    kept[ties[: count - np.count_nonzero(kept)]] = True
+    return np.flatnonzero(kept)
 
 
 def log_softmax(logits: ArrayLike) -> NDArray:
@@ -197,3 +262,11 @@ def log_softmax(logits: ArrayLike) -> NDArray:
     z = np.asarray(logits, dtype=np.float64)
     z = z - z.max(axis=-1, keepdims=True)
     return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+
+
+def log_probability(logits: ArrayLike, token: int) -> float:
+    """``log_softmax(logits)[token]`` of one row (V,), the same bits in a quarter of the time."""
+    z = np.array(logits, dtype=np.float64)
+    z -= z.max()
+    gap = z[token]
+    return float(gap - np.log(np.exp(z, out=z).sum()))

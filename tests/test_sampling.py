@@ -11,7 +11,7 @@ from support import assert_close
 
 from griffin_conformance.envelope import chain_bound
 from griffin_np.errors import SamplingError
-from griffin_np.sampling import Sampler, log_softmax
+from griffin_np.sampling import Sampler, log_probability, log_softmax
 
 # Ties are likely (few values), as are logits far apart, tokens ruled out, and plain real numbers.
 logit = st.one_of(
@@ -308,6 +308,100 @@ class TestSample:
         before = rng.bit_generator.state
         assert Sampler().sample(z, [], rng) == z.index(max(z))
         assert rng.bit_generator.state == before
+
+
+def picked(sampler: Sampler, z, history, rng) -> int:
+    """The documented draw, from the whole distribution."""
+    cumulative = np.cumsum(sampler.distribution(z, history))
+    u = rng.random() * cumulative[-1] if sampler.temperature else 0.0
+    return int(np.searchsorted(cumulative, u, side="right"))
+
+
+@st.composite
+def vocabularies(draw):
+    """Logits of a few hundred tokens, enough for selection in groups, with ties and gaps."""
+    size = draw(st.sampled_from([1, 63, 64, 65, 191, 640, 1000]), label="size")
+    rng = np.random.default_rng(draw(st.integers(0, 2**32), label="numbers"))
+    z = rng.standard_normal(size) * draw(st.sampled_from([0.0, 0.1, 3.0, 30.0]), label="spread")
+    kind = draw(st.sampled_from(["plain", "ties", "ruled out", "sorted", "one group"]))
+    if kind == "ties":
+        z = np.round(z)
+    elif kind == "ruled out":
+        z[rng.random(size) < 0.9] = -np.inf
+        z[rng.integers(size)] = 1.0
+    elif kind == "sorted":
+        z = np.sort(z)[:: draw(st.sampled_from([1, -1]))]
+    elif kind == "one group":  # the best tokens share a group: those with equal id mod size // 64
+        z[:: max(size // 64, 1)] += 100
+    return z.astype(draw(st.sampled_from([np.float32, np.float64])))
+
+
+class TestShortcuts:
+    """``sample`` takes shorter ways than ``distribution``, and selection looks at few tokens."""
+
+    @settings(max_examples=300)
+    @given(
+        z=vocabularies(),
+        temperature=st.sampled_from([0.0, 1e-3, 0.7, 1.0, 5.0]),
+        k=st.sampled_from([0, 0, 1, 2, 5, 10, 40, 700]),
+        share=st.sampled_from([1.0, 1.0, 1 - 2**-53, 0.95, 0.5, 1e-9]),
+        ratio=st.sampled_from([0.0, 0.0, 0.05, 1.0]),
+        penalties=st.sampled_from([(1.0, 0.0, 0.0), (1.3, 0.0, 0.0), (1.0, 0.5, 0.25)]),
+        data=st.data(),
+    )
+    def test_they_pick_the_token_of_the_whole_distribution(
+        self, z, temperature, k, share, ratio, penalties, data
+    ):
+        history = draw_history(data, len(z))
+        values = st.one_of(st.just(-math.inf), st.floats(-20, 20))
+        tokens = st.integers(0, len(z) - 1)
+        bias = data.draw(st.one_of(st.just({}), st.dictionaries(tokens, values, max_size=3)))
+        assume(any(v > -math.inf for v in biased(z.tolist(), bias)))
+        sampler = Sampler(
+            temperature, k, share, ratio, *penalties,
+            repeat_last_n=data.draw(st.sampled_from([0, 5, -1])), logit_bias=bias,
+        )  # fmt: skip
+        before = z.copy()
+        for seed in range(4):
+            mine, theirs = np.random.default_rng(seed), np.random.default_rng(seed)
+            assert sampler.sample(z, history, mine) == picked(sampler, z, history, theirs)
+            assert mine.random() == theirs.random()
+        for u in (0.0, 0.5, 1 - 2**-53):
+            assert sampler.sample(z, history, Constant(u)) == picked(
+                sampler, z, history, Constant(u)
+            )
+        np.testing.assert_array_equal(z, before)
+
+    @given(
+        z=vocabularies(),
+        temperature=st.sampled_from([0.7, 1.0, 5.0]),
+        k=st.sampled_from([0, 1, 2, 5, 10, 40, 700]),
+        share=st.sampled_from([0.30103, 0.61803, 0.91429, 1.0]),
+        ratio=st.sampled_from([0.0, 0.11317, 0.47113]),
+    )
+    def test_selection_of_many_tokens_meets_the_definitions(self, z, temperature, k, share, ratio):
+        p = Sampler(temperature).distribution(z).tolist()
+        expected = top_k(p, k)
+        if share < 1:  # 1 keeps even tokens that a rounded sum no longer needs
+            expected = top_p(expected, share)
+        expected = min_p(expected, ratio)
+        found = Sampler(temperature, k, share, ratio).distribution(z)
+        assert np.flatnonzero(found).tolist() == np.flatnonzero(expected).tolist()
+        assert_probabilities(found, expected, steps=3)
+
+    @given(z=vocabularies(), data=st.data())
+    def test_one_log_probability_is_that_of_all(self, z, data):
+        token = data.draw(st.integers(0, len(z) - 1))
+        assert log_probability(z, token) == log_softmax(z)[token]
+
+    @pytest.mark.parametrize("wrong", [math.nan, math.inf])
+    def test_a_damaged_logit_is_found_wherever_it_stands(self, wrong):
+        for token in (0, 500, 999):
+            z = np.linspace(-1, 1, 1000, dtype=np.float32)
+            z[token] = wrong
+            for temperature in (0.0, 1.0):
+                with pytest.raises(SamplingError, match=f"the logit of token {token} is {wrong}"):
+                    Sampler(temperature).sample(z, [], np.random.default_rng(0))
 
 
 class TestRefusals:

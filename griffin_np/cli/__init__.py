@@ -20,6 +20,8 @@ VERBS = {
     "chat": "talk with a model, turn by turn",
     "info": "show a model's configuration, sizes and blocks",
     "state": "inspect, convert and compare state files",
+    "perplexity": "how well a model predicts a text",
+    "compare": "how far two models, or dtypes, are apart on a text",
     "train": "train a model from scratch on text files",
     "conformance": "tell whether an implementation is right",
 }
