@@ -21,9 +21,10 @@ from griffin_kernels.cpu.simd import (
     shift_right,
 )
 
-__all__ = ["exp", "expm1", "sigmoid"]
+__all__ = ["exp", "expm1", "gelu", "sigmoid", "tanh"]
 
-ZERO, ONE = float32(0), float32(1)
+ZERO, ONE, TWO = float32(0), float32(1), float32(2)
+GELU_CUBE, GELU_SCALE = float32(0.044715), float32(2 * math.sqrt(2 / math.pi))
 LOG2_E = float32(1 / math.log(2))
 # ln 2 in two parts; the first has few enough bits that a whole multiple of it is exact.
 LN2_HIGH = float32(0.693145751953125)
@@ -86,3 +87,23 @@ def sigmoid(x):
     negative = less(x, broadcast(ZERO))
     e = exp(select(negative, x, broadcast(ZERO) - x))
     return select(negative, e, broadcast(ONE)) / (broadcast(ONE) + e)
+
+
+@njit(error_model="numpy")
+def tanh(x):
+    """Hyperbolic tangent to 3 units in the last place."""
+    negative = less(x, broadcast(ZERO))
+    size = select(negative, broadcast(ZERO) - x, x)
+    t = expm1(broadcast(ZERO) - size - size)
+    y = (broadcast(ZERO) - t) / (broadcast(TWO) + t)
+    return select(negative, broadcast(ZERO) - y, y)
+
+
+@njit(error_model="numpy")
+def gelu(z):
+    """GeLU in its tanh form, as ``z * sigmoid(2 * inner)``: the same, and accurate in both tails.
+
+    ``(1 + tanh(y)) / 2`` is ``sigmoid(2 y)``; adding 1 to a tanh near -1 would lose all digits.
+    """
+    inner = fma(z * z * z, broadcast(GELU_CUBE), z) * broadcast(GELU_SCALE)
+    return z * sigmoid(inner)

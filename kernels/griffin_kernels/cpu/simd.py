@@ -20,14 +20,24 @@ from numba.extending import intrinsic, models, overload, register_model
 
 __all__ = [
     "LANES",
+    "array_at",
     "as_float",
     "as_int",
+    "bits_and",
+    "bits_or",
+    "bits_xor",
     "broadcast",
+    "float_from_bits",
     "fma",
+    "lane_max",
+    "lane_sum",
     "less",
     "load",
+    "load_bfloat16",
+    "load_bytes",
     "load_first",
     "maximum",
+    "maximum_int",
     "minimum",
     "prefetch",
     "select",
@@ -35,7 +45,11 @@ __all__ = [
     "shift_right",
     "sqrt",
     "store",
+    "store_bfloat16",
+    "store_bytes",
     "store_first",
+    "store_int8",
+    "to_float",
 ]
 
 LANES = 16
@@ -187,6 +201,16 @@ def prefetch(typing, array, index):
 
 
 @intrinsic
+def float_from_bits(typing, bits):
+    """``float_from_bits(bits)``: the low 32 bits of an integer as a float32."""
+
+    def generate(context, builder, signature, args):
+        return builder.bitcast(builder.trunc(args[0], INT32), ir.FloatType())
+
+    return types.float32(types.int64), generate
+
+
+@intrinsic
 def broadcast(typing, value):
     """``broadcast(x)``: a float32 or int32 in every lane."""
     vector = {types.float32: FLOATS, types.int32: INTS}.get(value)
@@ -195,6 +219,168 @@ def broadcast(typing, value):
         return splat(builder, args[0], vector)
 
     return vector and (vector(value), generate)
+
+
+def pointer_to(context, builder, array_type, array, index, vector_type):
+    """Pointer to a vector of any LLVM type at an element of an array."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), vector_type.as_pointer())
+
+
+def is_array_of(array, *dtypes) -> bool:
+    """Whether a Numba type is a one-dimensional contiguous array of one of these."""
+    flat = isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"
+    return flat and array.dtype in dtypes
+
+
+@intrinsic
+def load_bfloat16(typing, array, index):
+    """``load_bfloat16(array, index)``: sixteen bfloat16, kept as uint16, as float32."""
+
+    def generate(context, builder, signature, args):
+        halves = ir.VectorType(ir.IntType(16), LANES)
+        value = builder.load(pointer_to(context, builder, array, args[0], args[1], halves))
+        value.align = 2
+        wide = builder.zext(value, llvm_type(INTS))
+        return builder.bitcast(builder.shl(wide, constant(INTS, [16] * LANES)), llvm_type(FLOATS))
+
+    return (FLOATS(array, types.intp), generate) if is_array_of(array, types.uint16) else None
+
+
+@intrinsic
+def store_bfloat16(typing, array, index, value):
+    """``store_bfloat16(array, index, floats)``: rounded to nearest, ties to even; NaN stays."""
+
+    def generate(context, builder, signature, args):
+        bits = builder.bitcast(args[2], llvm_type(INTS))
+        sixteen, one = constant(INTS, [16] * LANES), constant(INTS, [1] * LANES)
+        odd = builder.and_(builder.lshr(bits, sixteen), one)
+        rounded = builder.add(builder.add(bits, constant(INTS, [0x7FFF] * LANES)), odd)
+        # Rounding could carry a NaN's last bits into the sign: a quiet NaN is written instead.
+        quiet = builder.or_(bits, constant(INTS, [0x400000] * LANES))
+        is_nan = builder.fcmp_unordered("uno", args[2], args[2])
+        top = builder.lshr(builder.select(is_nan, quiet, rounded), sixteen)
+        halves = ir.VectorType(ir.IntType(16), LANES)
+        pointer = pointer_to(context, builder, array, args[0], args[1], halves)
+        builder.store(builder.trunc(top, halves), pointer).align = 2
+        return context.get_dummy_value()
+
+    known = is_array_of(array, types.uint16, types.uint8)
+    return (types.void(array, types.intp, FLOATS), generate) if known else None
+
+
+@intrinsic
+def load_bytes(typing, array, index):
+    """``load_bytes(array, index)``: sixty-four bytes as sixteen int32."""
+
+    def generate(context, builder, signature, args):
+        value = builder.load(pointer_to(context, builder, array, args[0], args[1], llvm_type(INTS)))
+        value.align = 1
+        return value
+
+    return (INTS(array, types.intp), generate) if is_array_of(array, types.uint8) else None
+
+
+@intrinsic
+def store_bytes(typing, array, index, value):
+    """``store_bytes(array, index, ints)``: sixteen int32 as sixty-four bytes."""
+
+    def generate(context, builder, signature, args):
+        pointer = pointer_to(context, builder, array, args[0], args[1], llvm_type(INTS))
+        builder.store(args[2], pointer).align = 1
+        return context.get_dummy_value()
+
+    known = is_array_of(array, types.uint8)
+    return (types.void(array, types.intp, INTS), generate) if known else None
+
+
+@intrinsic
+def store_int8(typing, array, index, value):
+    """``store_int8(array, index, ints)``: the low byte of every lane."""
+
+    def generate(context, builder, signature, args):
+        narrow = ir.VectorType(ir.IntType(8), LANES)
+        pointer = pointer_to(context, builder, array, args[0], args[1], narrow)
+        builder.store(builder.trunc(args[2], narrow), pointer).align = 1
+        return context.get_dummy_value()
+
+    known = is_array_of(array, types.int8, types.uint8)
+    return (types.void(array, types.intp, INTS), generate) if known else None
+
+
+def array_from_address(dtype):
+    """An intrinsic that makes an array of ``dtype`` from the address where it stands."""
+
+    def generate(context, builder, signature, args):
+        array = context.make_array(signature.return_type)(context, builder)
+        item = context.get_abi_sizeof(context.get_data_type(dtype))
+        size = ir.Constant(ir.IntType(64), item)
+        context.populate_array(
+            array,
+            data=builder.inttoptr(args[0], array.data.type),
+            shape=(args[1],),
+            strides=(size,),
+            itemsize=size,
+            meminfo=None,
+            parent=None,
+        )
+        return array._getvalue()
+
+    def array_at(typing, address, length):
+        return types.Array(dtype, 1, "C")(types.int64, types.intp), generate
+
+    return intrinsic(array_at)
+
+
+_ARRAY_AT = {
+    dtype: array_from_address(dtype)
+    for dtype in (types.float32, types.int32, types.int8, types.uint8, types.uint16, types.int64)
+}
+
+
+def array_at(dtype):
+    """``array_at(dtype)(address, length)`` for kernels: a view of memory that Python keeps alive."""
+    return _ARRAY_AT[dtype]
+
+
+# -- across lanes, in a fixed order
+
+
+def folded(builder, value, combine):
+    """All lanes combined: upper half with lower half, and so on, always in this order."""
+    n = LANES
+    while n > 1:
+        n //= 2
+        low = ir.Constant(ir.VectorType(INT32, n), list(range(n)))
+        high = ir.Constant(ir.VectorType(INT32, n), list(range(n, 2 * n)))
+        undefined = ir.Constant(value.type, ir.Undefined)
+        halves = [builder.shuffle_vector(value, undefined, mask) for mask in (low, high)]
+        value = combine(builder, *halves)
+    return builder.extract_element(value, ir.Constant(INT32, 0))
+
+
+@intrinsic
+def lane_sum(typing, value):
+    """Sum of all lanes, as a tree that is the same on every processor."""
+    scalar = {FLOATS: types.float32, INTS: types.int32}.get(value)
+
+    def generate(context, builder, signature, args):
+        name = "fadd" if value is FLOATS else "add"
+        return folded(builder, args[0], lambda b, x, y: getattr(b, name)(x, y))
+
+    return scalar and (scalar(value), generate)
+
+
+@intrinsic
+def lane_max(typing, value):
+    """Largest of all lanes, compared as signed integers."""
+
+    def generate(context, builder, signature, args):
+        return folded(
+            builder, args[0], lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y)
+        )
+
+    return (types.int32(value), generate) if value is INTS else None
 
 
 # -- arithmetic
@@ -237,6 +423,10 @@ minimum = lanewise(
     "minimum", lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), y, x), FLOATS, FLOATS, FLOATS,
     about="The smaller of two; NaN where the first is.",
 )  # fmt: skip
+maximum_int = lanewise(
+    "maximum_int", lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y), INTS, INTS, INTS,
+    about="The larger of two integers.",
+)  # fmt: skip
 maximum = lanewise(
     "maximum", lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), y, x), FLOATS, FLOATS, FLOATS,
     about="The larger of two; NaN where the first is.",
@@ -249,6 +439,14 @@ as_int = lanewise("as_int", lambda b, x: b.bitcast(x, llvm_type(INTS)), INTS, FL
                   about="The bits of float32 as int32.")  # fmt: skip
 as_float = lanewise("as_float", lambda b, x: b.bitcast(x, llvm_type(FLOATS)), FLOATS, INTS,
                     about="Bits as float32.")  # fmt: skip
+to_float = lanewise("to_float", lambda b, x: b.sitofp(x, llvm_type(FLOATS)), FLOATS, INTS,
+                    about="Integers as the nearest float32.")  # fmt: skip
+bits_and = lanewise("bits_and", lambda b, x, y: b.and_(x, y), INTS, INTS, INTS,
+                    about="``a & b``.")  # fmt: skip
+bits_or = lanewise("bits_or", lambda b, x, y: b.or_(x, y), INTS, INTS, INTS,
+                   about="``a | b``.")  # fmt: skip
+bits_xor = lanewise("bits_xor", lambda b, x, y: b.xor(x, y), INTS, INTS, INTS,
+                    about="``a ^ b``.")  # fmt: skip
 shift_left = lanewise("shift_left", lambda b, x, y: b.shl(x, y), INTS, INTS, INTS,
                       about="``a << b``.")  # fmt: skip
 shift_right = lanewise("shift_right", lambda b, x, y: b.ashr(x, y), INTS, INTS, INTS,

@@ -1,0 +1,100 @@
+"""Compiling kernels once: a cache on disk that knows all sources, and works where it can.
+
+Numba's own cache looks at the file of a function alone; a kernel here is made of many. The stamp of
+these cache files is a digest of the whole package, so that no old code outlives a change.
+"""
+
+import functools
+import hashlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from numba import config, njit
+from numba.core import caching
+
+__all__ = ["cache_folder", "is_cached", "kernel"]
+
+
+@functools.cache
+def digest() -> str:
+    """Of all sources of the kernels."""
+    text = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        text.update(path.relative_to(folder).as_posix().encode())
+        text.update(path.read_bytes())
+    return text.hexdigest()
+
+
+@functools.cache
+def cache_folder() -> str | None:
+    """Where compiled kernels are kept; None where nothing can be written.
+
+    ``NUMBA_CACHE_DIR`` if it is set, else the user's cache folder, else a temporary one.
+    """
+    home = Path.home()
+    if config.CACHE_DIR:
+        base = Path(config.CACHE_DIR)
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    elif os.name == "nt":
+        base = Path(os.environ.get("LOCALAPPDATA", home))
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
+    for folder in (base, Path(tempfile.gettempdir()) / f"griffin-np-{user}"):
+        path = folder / "griffin-np" / digest()[:16]
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # Code is executed from here: nobody else may put it there.
+            if hasattr(os, "getuid") and path.stat().st_uid != user:
+                continue
+            tempfile.TemporaryFile(dir=path).close()
+        except OSError:
+            continue
+        return str(path)
+    return None
+
+
+class _Locator(caching._CacheLocator):
+    """Tells Numba where a kernel's compiled code is, and of which sources it was made."""
+
+    def __init__(self, py_func, py_file):
+        self.line = py_func.__code__.co_firstlineno
+
+    def get_cache_path(self):
+        return cache_folder()
+
+    def get_source_stamp(self):
+        return digest()
+
+    def get_disambiguator(self):
+        return str(self.line)
+
+    @classmethod
+    def from_function(cls, py_func, py_file):
+        return cls(py_func, py_file) if cache_folder() else None
+
+
+class _Implementation(caching.CompileResultCacheImpl):
+    _locator_classes = [_Locator]  # noqa: RUF012
+
+
+class _Cache(caching.Cache):
+    _impl_class = _Implementation
+
+
+def kernel(function):
+    """Compile a function that runs without the interpreter lock, and keep the result on disk."""
+    dispatcher = njit(nogil=True, error_model="numpy")(function)
+    if cache_folder() is not None:
+        dispatcher._cache = _Cache(function)
+    return dispatcher
+
+
+def is_cached(dispatcher) -> bool:
+    """Whether compiled code of this kernel is on disk, for whatever processor."""
+    folder = cache_folder()
+    return folder is not None and any(Path(folder).glob(f"*{dispatcher.__name__}*.nbi"))
