@@ -12,17 +12,25 @@ from griffin_np.config import GriffinConfig
 from griffin_np.errors import ConfigError, MissingExtraError
 from griffin_np.params import flatten, init_parameters, nest
 
-__all__ = ["BACKENDS", "init", "load", "model_class", "save"]
+__all__ = ["BACKENDS", "convert", "init", "load", "model_class", "random", "save"]
 
 BACKENDS: dict[str, str] = {
     "numpy": "griffin_np.model:NumPyModel",
+    "numba": "griffin_kernels.cpu.engine:NumbaModel",
     "jax": "griffin_kernels.xla.engine:JaxModel",
 }
 """Where each engine's model class is; its dtypes, and the extra that it needs, follow."""
 
-DTYPES: dict[str, tuple[str, ...]] = {"numpy": ("float32", "float64"), "jax": ("float32",)}
+DTYPES: dict[str, tuple[str, ...]] = {
+    "numpy": ("float32", "float64"),
+    "numba": ("float32", "bfloat16", "int8", "int4"),
+    "jax": ("float32",),
+}
 
 EXTRAS: dict[str, str] = {"jax": "jax"}
+
+PACKED = "packed.safetensors"
+"""The file by which a folder of packed weights is known."""
 
 DEMO = Path(__file__).parent / "demo"
 """Folder of the embedded demo model."""
@@ -57,7 +65,7 @@ def _dtype(backend: str | None, dtype: str | None, stored: str = "float32") -> s
     if dtype is None:
         return stored if stored in known else known[0]
     try:
-        wanted = np.dtype(dtype).name
+        wanted = dtype if dtype in known else np.dtype(dtype).name
     except TypeError:
         wanted = str(dtype)
     if wanted not in known:
@@ -79,12 +87,12 @@ def load(
     Parameters
     ----------
     path : path, optional
-        A Hugging Face folder; by default the embedded demo model.
-    backend : {"numpy", "jax"}, optional
-        By default "numpy", the reference.
-    dtype : {"float32", "float64"}, optional
-        By default the checkpoint's own where the engine has it, else float32; "jax" has float32
-        only.
+        A Hugging Face folder, or one that :func:`convert` wrote; by default the embedded demo model.
+    backend : {"numpy", "numba", "jax"}, optional
+        By default "numpy", the reference, and "numba", the CPU engine, for converted folders.
+    dtype : {"float32", "float64", "bfloat16", "int8", "int4"}, optional
+        By default the checkpoint's own where the engine has it, else float32. "numpy" has float32
+        and float64, "jax" float32, "numba" all but float64; it rounds weights on loading.
     window : int, optional
         Past positions that a token sees beside itself, in place of the checkpoint's
         ``attention_window_size``. A model trained inside transformers needs that minus 1, because
@@ -104,20 +112,131 @@ def load(
     MissingExtraError
         If a package that the backend needs is not installed.
     """
-    from griffin_np.checkpoints.huggingface import HuggingFaceFolder
     from griffin_np.tokenizer import Tokenizer
 
-    make = model_class(backend)
-    source = HuggingFaceFolder(DEMO if path is None else path)
-    wanted = _dtype(backend, dtype, source.dtype)
-    params = nest(dict(source.parameters(wanted)))
-    config = source.config if window is None else source.config.replace(window=window)
-    model = make(config, params, source.fingerprint)
-    model.generation = source.generation
-    vocabulary = source.folder / "tokenizer.model"
+    folder = Path(DEMO if path is None else path)
+    if (folder / PACKED).is_file():
+        model = _load_packed(folder, backend, dtype, window)
+    else:
+        model = _load_checkpoint(folder, backend, dtype, window)
+    vocabulary = folder / "tokenizer.model"
     if vocabulary.is_file():
         model.attach_tokenizer(Tokenizer(vocabulary))
     return model
+
+
+def _load_checkpoint(
+    folder: Path, backend: str | None, dtype: str | None, window: int | None
+) -> Model:
+    from griffin_np.checkpoints.huggingface import HuggingFaceFolder
+
+    make = model_class(backend)
+    source = HuggingFaceFolder(folder)
+    wanted = _dtype(backend, dtype, source.dtype)
+    config = source.config if window is None else source.config.replace(window=window)
+    if backend == "numba":
+        # Weights are rounded and packed one by one: a bfloat16 file is read as it is.
+        stored = source.dtype if source.dtype == "bfloat16" else "float32"
+        params = nest(dict(source.parameters(stored)))
+        model = make(config, params, source.fingerprint, wanted)
+    else:
+        params = nest(dict(source.parameters(wanted)))
+        model = make(config, params, source.fingerprint)
+    model.generation = source.generation
+    return model
+
+
+def _load_packed(
+    folder: Path, backend: str | None, dtype: str | None, window: int | None
+) -> Model:
+    from griffin_kernels.cpu.engine import NumbaModel
+    from griffin_kernels.cpu.folder import PackedFolder
+
+    if backend not in (None, "numba"):
+        raise ConfigError(
+            f"{folder} holds weights packed for the numba backend; {backend} needs the original "
+            f"checkpoint"
+        )
+    source = PackedFolder(folder)
+    if dtype is not None and dtype != source.dtype:
+        raise ConfigError(
+            f"{folder} holds {source.dtype} weights: load it without a dtype, or convert the "
+            f"original checkpoint to {dtype}"
+        )
+    config = source.config if window is None else source.config.replace(window=window)
+    model = NumbaModel.from_packed(config, source.arrays(), source.dtype, source.fingerprint)
+    model.generation = source.generation
+    return model
+
+
+def convert(
+    path: str | os.PathLike | None, folder: str | os.PathLike, dtype: str, *,
+    window: int | None = None, progress: Callable[[str], None] | None = None,
+) -> None:  # fmt: skip
+    """Pack a checkpoint's weights for the CPU engine, once, in a folder of their own.
+
+    One matrix is held in memory at a time.
+
+    Parameters
+    ----------
+    path : path or None
+        A Hugging Face folder; None is the embedded demo model.
+    folder : path
+        Must not exist, or be empty; it appears whole or not at all.
+    dtype : {"float32", "bfloat16", "int8", "int4"}
+    window : int, optional
+        As for :func:`load`.
+    progress : callable, optional
+        Called with the name of every array that has been packed.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint cannot be read or the folder not be written.
+    ConfigError
+        If there is no such dtype, or int4 does not fit the model's widths.
+    """
+    from griffin_kernels.cpu.folder import write_folder
+    from griffin_kernels.cpu.weights import check_groups, packed
+    from griffin_np.checkpoints.huggingface import HuggingFaceFolder
+    from griffin_np.params import fingerprint
+
+    wanted = _dtype("numba", dtype)
+    source = HuggingFaceFolder(DEMO if path is None else path)
+    config = source.config if window is None else source.config.replace(window=window)
+    check_groups(config, wanted)
+    stored = source.dtype if source.dtype == "bfloat16" else "float32"
+    flat = dict(source.parameters(stored))
+    identity = source.fingerprint or fingerprint(nest(flat), source.config)
+
+    def arrays():
+        for name, array in packed(config, flat.__getitem__, wanted):
+            yield name, array
+            if progress:
+                progress(name)
+
+    vocabulary = ("tokenizer.model", "tokenizer_config.json")
+    files = {n: (source.folder / n).read_bytes() for n in vocabulary if (source.folder / n).is_file()}
+    write_folder(folder, config, wanted, identity, source.generation, arrays(), files)
+
+
+def random(
+    config: GriffinConfig, backend: str | None = None, dtype: str | None = None, seed: int = 0
+) -> Model:
+    """A model of random weights, made as fast as possible: for measuring speed.
+
+    Parameters
+    ----------
+    config : GriffinConfig
+    backend, dtype
+        As for :func:`load`.
+    seed : int
+    """
+    if backend == "numba":
+        from griffin_kernels.cpu.engine import random_model
+
+        return random_model(config, _dtype(backend, dtype), seed)
+    return init(config, seed, backend, dtype)
 
 
 def init(
@@ -136,6 +255,8 @@ def init(
     if isinstance(config, str):
         config = GriffinConfig.preset(config)
     wanted = _dtype(backend, dtype)
+    if backend == "numba":
+        return model_class(backend)(config, init_parameters(config, seed), "", wanted)
     return model_class(backend)(config, init_parameters(config, seed, wanted))
 
 

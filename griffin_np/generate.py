@@ -185,6 +185,7 @@ class _Run:
         ids = [_encode(model, p, fresh=n == 0) for p, n in zip(prompts, read, strict=True)]
         self._rows = [Row(model, row, self.seed, i, stops, ends) for i, row in enumerate(ids)]
         self._state = model.init_state(len(ids)) if state is None else state
+        self._owned = state is None  # nobody else holds the state, so it may be changed
         self._first: NDArray | None = None  # logits after the prompts, once these have been read
         self._progress = progress
         self._pending = np.full((len(ids), 1), -1, np.int64)  # tokens not yet in the state
@@ -203,7 +204,8 @@ class _Run:
             return
         for n in range(1, self._max_tokens + 1):
             if n > 1:
-                logits, self._state = self._feed("last")
+                logits, self._state = self._feed("last", keep=not self._owned)
+                self._owned = True
                 self._pending[:] = -1
             assert logits is not None
             for i, row in enumerate(rows):
@@ -229,7 +231,10 @@ class _Run:
 
     def state_after(self) -> State:
         self._prefill()
-        return self._feed("none")[1] if (self._pending >= 0).any() else self._state
+        if (self._pending >= 0).any():
+            return self._feed("none", keep=True)[1]
+        self._owned = False
+        return self._state
 
     def _prefill(self) -> NDArray:
         """Logits after the prompts, which the first call reads."""
@@ -247,7 +252,9 @@ class _Run:
         last: NDArray | None = None
         for start in range(0, length, PREFILL_STEP):
             part = slice(start, start + PREFILL_STEP)
-            logits, state = self._model(tokens[:, part], positions[:, part], state, "last")
+            read = self._model.advance if self._owned else self._model
+            logits, state = read(tokens[:, part], positions[:, part], state, "last")
+            self._owned = True
             assert logits is not None
             ends_here = (positions[:, part] >= 0).any(axis=1, keepdims=True)
             last = logits if last is None else np.where(ends_here, logits, last)
@@ -258,10 +265,16 @@ class _Run:
         self._first, self._state = last, state
         return last
 
-    def _feed(self, logits: Literal["last", "none"]) -> tuple[NDArray | None, State]:
-        """Logits and state after the pending tokens; rows that have none stay as they are."""
+    def _feed(
+        self, logits: Literal["last", "none"], keep: bool
+    ) -> tuple[NDArray | None, State]:
+        """Logits and state after the pending tokens; rows that have none stay as they are.
+
+        The state from before stays as it is only if ``keep`` says so.
+        """
         positions = np.where(self._pending >= 0, self._state.position[:, None], -1)
-        return self._model(np.maximum(self._pending, 0), positions, self._state, logits)
+        read = self._model if keep else self._model.advance
+        return read(np.maximum(self._pending, 0), positions, self._state, logits)
 
 
 def _encode(model: Model, prompt: Prompt, fresh: bool) -> list[int]:

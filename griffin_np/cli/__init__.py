@@ -20,8 +20,10 @@ VERBS = {
     "chat": "talk with a model, turn by turn",
     "info": "show a model's configuration, sizes and blocks",
     "state": "inspect, convert and compare state files",
+    "convert": "pack a checkpoint for the CPU engine, in int4, int8 or bfloat16",
     "perplexity": "how well a model predicts a text",
     "compare": "how far two models, or dtypes, are apart on a text",
+    "bench": "measure the speed of a model on this machine",
     "train": "train a model from scratch on text files",
     "conformance": "tell whether an implementation is right",
 }

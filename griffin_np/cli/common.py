@@ -30,13 +30,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-m", "--model", metavar="FOLDER", default=env("GRIFFIN_NP_MODEL"),
                        help="checkpoint folder (default: the embedded demo model)")  # fmt: skip
     group.add_argument("--backend", default=env("GRIFFIN_NP_BACKEND"),
-                       help="engine: numpy (default) or jax")  # fmt: skip
+                       help="engine: numpy (default), numba or jax")  # fmt: skip
     group.add_argument("--dtype", default=env("GRIFFIN_NP_DTYPE"),
-                       help="float32, or float64 with numpy")  # fmt: skip
+                       help="float32; float64 with numpy; bfloat16, int8, int4 with numba")  # fmt: skip
     group.add_argument("--window", type=int, metavar="W",
                        help="past positions that attention sees (default: as trained)")  # fmt: skip
     group.add_argument("-t", "--threads", type=int, metavar="N", default=env("GRIFFIN_NP_THREADS"),
-                       help="threads of the matrix products")  # fmt: skip
+                       help="threads (default: one for each physical core)")  # fmt: skip
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
@@ -121,7 +121,7 @@ def load_model(args: argparse.Namespace) -> Model:
 
 @contextlib.contextmanager
 def thread_limit(threads: int | str | None) -> Iterator[None]:
-    """Bound the threads of NumPy's matrix products inside the block."""
+    """Bound the threads of NumPy's matrix products and of the CPU engine inside the block."""
     if threads is None:
         yield
         return
@@ -133,8 +133,15 @@ def thread_limit(threads: int | str | None) -> Iterator[None]:
         raise ConfigError(f"threads must be an integer of at least 1, got {threads!r}")
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(count):
-        yield
+    before = os.environ.get("GRIFFIN_NP_THREADS")
+    os.environ["GRIFFIN_NP_THREADS"] = str(count)  # read when the engine starts its threads
+    try:
+        with threadpool_limits(count):
+            yield
+    finally:
+        del os.environ["GRIFFIN_NP_THREADS"]
+        if before is not None:
+            os.environ["GRIFFIN_NP_THREADS"] = before
 
 
 def read_prompt(text: str | None) -> str:

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from griffin_np.backends import DEMO
+    from griffin_np.backends import DEMO, PACKED
     from griffin_np.checkpoints.huggingface import HuggingFaceFolder
 
     wanted = args.model or args.model_option
@@ -32,6 +32,11 @@ def run(args: argparse.Namespace) -> int:
     stored = None
     if wanted in PRESETS and not Path(wanted).is_dir():
         config = PRESETS[wanted]
+    elif wanted and (Path(wanted) / PACKED).is_file():
+        from griffin_kernels.cpu.folder import PackedFolder
+
+        packed = PackedFolder(wanted)
+        config, stored = packed.config, f"{packed.dtype}, packed"
     else:
         folder = HuggingFaceFolder(wanted or DEMO)
         config, stored = folder.config, folder.dtype

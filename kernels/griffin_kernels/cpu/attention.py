@@ -177,7 +177,7 @@ def _tile(
             end = min(base + part + LANES + W - position, tokens)
             if some < end:
                 _score(
-                    keys + 4 * part * stride, stride,
+                    keys + 4 * part * stride, values + 4 * part * stride, stride,
                     address_of(scratch, queries + some * heads * d), d,
                     address_of(scratch, scores + some * heads * BLOCK + part),
                     (end - some) * heads,
@@ -251,17 +251,28 @@ def _rows(
 
 
 @njit(error_model="numpy")
-def _score(keys, stride, queries, d, scores, rows):
-    """Scores of queries with sixteen keys, four queries at a time."""
-    row = 0
-    while row + 4 <= rows:
-        dots(4, keys, stride, queries + 4 * row * d, d, scores + 4 * row * BLOCK, BLOCK)
-        row += 4
-    if row + 2 <= rows:
-        dots(2, keys, stride, queries + 4 * row * d, d, scores + 4 * row * BLOCK, BLOCK)
-        row += 2
-    if row < rows:
-        dots(1, keys, stride, queries + 4 * row * d, d, scores + 4 * row * BLOCK, BLOCK)
+def _score(keys, values, stride, queries, d, scores, rows):
+    """Scores of queries with sixteen keys, four queries at a time.
+
+    Meanwhile the values of these keys are asked for, and the next sixteen keys: the processor's
+    own prefetching loses track where rows are read four at a time.
+    """
+    row, asked = 0, 0
+    while row < rows:
+        more = 2 * LANES * min(row + 4, rows) // rows
+        for i in range(asked, more):
+            ahead = values + 2 * i * stride if i % 2 == 0 else keys + 2 * (i + 2*LANES-1) * stride
+            fetch(ahead, 4 * d)
+        asked = more
+        if row + 4 <= rows:
+            dots(4, keys, stride, queries + 4 * row * d, d, scores + 4 * row * BLOCK, BLOCK)
+            row += 4
+        elif row + 2 <= rows:
+            dots(2, keys, stride, queries + 4 * row * d, d, scores + 4 * row * BLOCK, BLOCK)
+            row += 2
+        else:
+            dots(1, keys, stride, queries + 4 * row * d, d, scores + 4 * row * BLOCK, BLOCK)
+            row += 1
 
 
 @njit(error_model="numpy")

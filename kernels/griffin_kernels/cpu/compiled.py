@@ -9,12 +9,16 @@ import hashlib
 import os
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from numba import config, njit
 from numba.core import caching
 
-__all__ = ["cache_folder", "is_cached", "kernel"]
+__all__ = ["announced", "cache_folder", "kernel"]
 
 
 @functools.cache
@@ -94,7 +98,35 @@ def kernel(function):
     return dispatcher
 
 
-def is_cached(dispatcher) -> bool:
-    """Whether compiled code of this kernel is on disk, for whatever processor."""
-    folder = cache_folder()
-    return folder is not None and any(Path(folder).glob(f"*{dispatcher.__name__}*.nbi"))
+@contextmanager
+def announced(dispatcher, about: str) -> Iterator[None]:
+    """Say on stderr that something is compiled, if that takes more than a second, and how long.
+
+    Code that is on disk is loaded well within that second, and nothing is said.
+    """
+    if dispatcher.signatures:
+        yield
+        return
+    done = threading.Event()
+
+    def tell() -> None:
+        began = time.monotonic()
+        line, end = f"compiling {about} for this processor, once", "\n"
+        if sys.stderr.isatty():
+            end = ""
+        while not done.wait(1):
+            seconds = time.monotonic() - began
+            if end and seconds >= 2:
+                continue
+            clock = "" if end else f"\r{seconds:.0f} s "
+            print(f"{clock}{line}", end=end, file=sys.stderr, flush=True)
+        if not end and time.monotonic() - began > 1:
+            print("\r" + " " * (len(line) + 8), end="\r", file=sys.stderr, flush=True)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()

@@ -5,7 +5,6 @@ model in one compiled function on all threads (:mod:`.step`). So memory does not
 of a text, and results have the same bits for any cut, batch, padding and number of threads.
 """
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping
 
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from griffin_kernels.cpu.attention import scratch_size
-from griffin_kernels.cpu.compiled import is_cached
+from griffin_kernels.cpu.compiled import announced
 from griffin_kernels.cpu.isa import amx
 from griffin_kernels.cpu.isa.common import GROUP
 from griffin_kernels.cpu.matmul import BYTES_PER_INPUT, TILE_LAYOUT, scratch_bytes
@@ -195,10 +194,11 @@ class NumbaModel(Model):
                 stages = [(0, 0, True, False), *((i, i + 1, False, False) for i in range(depth))]
                 stages.append((depth, depth, False, True))
             for first, last, begins, ends in stages:
-                threads.run(
-                    run, self._shape, work, self._table, *self._ends, call, count, first, last,
-                    begins, ends,
-                )  # fmt: skip
+                with announced(run, "the CPU engine"):
+                    threads.run(
+                        run, self._shape, work, self._table, *self._ends, call, count, first, last,
+                        begins, ends,
+                    )  # fmt: skip
                 if watch:
                     stream = work.x[: count * self._layout.width].reshape(count, -1)
                     watch.keep(first, begins, ends, rows, columns, stream)
@@ -306,5 +306,3 @@ def random_model(config: GriffinConfig, dtype: str, seed: int = 0) -> NumbaModel
     """A model of random bytes, for measuring speed; every byte of its weights is its own."""
     return NumbaModel.from_packed(config, random(config, dtype, seed), dtype, f"random {seed}")
 
-
-_ = itertools, is_cached

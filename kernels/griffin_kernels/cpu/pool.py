@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from griffin_kernels.cpu.sync import SYNC_SIZE
+from griffin_np.errors import ConfigError
 
 __all__ = ["Pool", "physical_cores", "pool", "set_threads"]
 
@@ -110,27 +111,35 @@ class Pool:
 
 
 _pool: Pool | None = None
+_wanted: int | None = None
 _lock = threading.Lock()
 
 
 def pool() -> Pool:
-    """The threads of this process, made when they are first needed."""
+    """The threads of this process, as many as :func:`set_threads` or ``GRIFFIN_NP_THREADS`` says.
+
+    By default there is one for each physical core.
+    """
     global _pool
+    wanted = _wanted or int(os.environ.get("GRIFFIN_NP_THREADS") or 0) or physical_cores()
     with _lock:
-        if _pool is None:
-            _pool = Pool(physical_cores())
+        if _pool is None or _pool.threads != wanted:
+            _pool = Pool(wanted)
         return _pool
 
 
 def set_threads(threads: int | None) -> None:
-    """Use this many threads from now on; None: one for each physical core."""
-    global _pool
-    wanted = threads or physical_cores()
-    if wanted < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
-    with _lock:
-        if _pool is None or _pool.threads != wanted:
-            _pool = Pool(wanted)
+    """Use this many threads from the next call on; None leaves it to :func:`pool`.
+
+    Raises
+    ------
+    ConfigError
+        If the number is less than 1.
+    """
+    global _wanted
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads must be at least 1, got {threads}")
+    _wanted = threads
 
 
 def _after_fork() -> None:

@@ -5,9 +5,9 @@ numbers q, ``-127 .. 127`` for 8 bits and ``-8 .. 7`` for 4, and a scale that is
 negative where that helps.
 
 8 bits: the scale puts the largest magnitude on 127. 4 bits: of 32 scales, the one with the least
-squared error. The first puts the weight of largest magnitude on 7, so that the result is never
-worse than plain rounding; the others put it on -7, on -8, where there is one code more, or beyond
--8, where it is clipped and the rest is finer.
+squared error. The first puts the weight of largest magnitude on -7, so that the result is never
+worse than plain rounding; the others put it nearer to -8, where there is one code more, or beyond,
+where it is clipped and the rest is finer.
 """
 
 import ml_dtypes
@@ -44,9 +44,10 @@ OFFSET = {8: 128, 4: 8}
 
 TARGETS = {
     8: np.full(LANES, 127, np.float32),
-    4: np.array([7, *np.linspace(-7, -12, 31)], np.float32),
+    4: np.array([-7 - i / 8 for i in range(32)], np.float32),
 }
-"""Codes at which the weight of largest magnitude is put, in turn; whole vectors of them."""
+"""Codes at which the weight of largest magnitude is put, in turn; whole vectors of them. With -7 and
+-8 among them, exactly, weights that have been quantised before come out as they are."""
 
 SLAB = 1 << 22
 """Weights that are copied at a time, where a copy is needed."""

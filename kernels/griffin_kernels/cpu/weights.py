@@ -20,7 +20,8 @@ from griffin_np.config import RECURRENT, GriffinConfig
 from griffin_np.errors import ConfigError, ParameterError
 from griffin_np.params import parameter_shapes
 
-__all__ = ["KINDS", "Layout", "address_table", "check_groups", "packed", "parameters_of", "random"]
+__all__ = ["KINDS", "Layout", "address_table", "check_groups", "packed",
+           "packed_sizes", "parameters_of", "random"]
 
 KINDS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8, "int4": INT4}
 """Kinds of weights by the name of their dtype."""
@@ -172,6 +173,31 @@ def packed(
         else:
             assert leaf == "a_param"
             yield name, layout.vector(softplus_8(parameter(name)), layout.lru_places)
+
+
+def packed_sizes(config: GriffinConfig, dtype: str) -> dict[str, int | None]:
+    """Names of all packed arrays and their numbers of elements; None for gates, which have two."""
+    kind, layout = KINDS[dtype], Layout(config)
+    sizes: dict[str, int | None] = {}
+    for name, shape in parameter_shapes(config).items():
+        short = name.split(".", 2)[2] if name.startswith("blocks.") else name
+        base, _, leaf = short.rpartition(".")
+        key = "embedding" if short == "embedding" else base
+        if short == "embedding" or (leaf == "weight" and base in layout.matrices):
+            N, K = layout.sizes[key]
+            sizes[name] = N * K * BITS[kind] // 8
+            if kind in (INT8, INT4):
+                sizes[f"{name}.scale"] = N * K // GROUP
+        elif leaf in ("w_a", "w_x"):
+            sizes |= {name: None, f"{name}.kind": 1}
+        elif short.endswith("norm"):
+            sizes[name] = layout.width
+        elif leaf == "bias" and base in layout.matrices:
+            sizes[name] = layout.sizes[base][0]
+        else:
+            rows = shape[0] if base == "recurrent.conv" and leaf == "weight" else 1
+            sizes[name] = rows * layout.lru_width
+    return sizes
 
 
 def gates_kind(weights: NDArray) -> int:
