@@ -87,7 +87,7 @@ def load(
     Parameters
     ----------
     path : path, optional
-        A Hugging Face folder, or one that :func:`convert` wrote; by default the embedded demo model.
+        A Hugging Face folder, or one that :func:`convert` wrote; by default the demo model.
     backend : {"numpy", "numba", "jax"}, optional
         By default "numpy", the reference, and "numba", the CPU engine, for converted folders.
     dtype : {"float32", "float64", "bfloat16", "int8", "int4"}, optional
@@ -146,9 +146,7 @@ def _load_checkpoint(
     return model
 
 
-def _load_packed(
-    folder: Path, backend: str | None, dtype: str | None, window: int | None
-) -> Model:
+def _load_packed(folder: Path, backend: str | None, dtype: str | None, window: int | None) -> Model:
     from griffin_kernels.cpu.engine import NumbaModel
     from griffin_kernels.cpu.folder import PackedFolder
 
@@ -216,7 +214,9 @@ def convert(
                 progress(name)
 
     vocabulary = ("tokenizer.model", "tokenizer_config.json")
-    files = {n: (source.folder / n).read_bytes() for n in vocabulary if (source.folder / n).is_file()}
+    files = {
+        n: (source.folder / n).read_bytes() for n in vocabulary if (source.folder / n).is_file()
+    }
     write_folder(folder, config, wanted, identity, source.generation, arrays(), files)
 
 

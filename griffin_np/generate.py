@@ -265,9 +265,7 @@ class _Run:
         self._first, self._state = last, state
         return last
 
-    def _feed(
-        self, logits: Literal["last", "none"], keep: bool
-    ) -> tuple[NDArray | None, State]:
+    def _feed(self, logits: Literal["last", "none"], keep: bool) -> tuple[NDArray | None, State]:
         """Logits and state after the pending tokens; rows that have none stay as they are.
 
         The state from before stays as it is only if ``keep`` says so.

@@ -32,7 +32,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--backend", default=env("GRIFFIN_NP_BACKEND"),
                        help="engine: numpy (default), numba or jax")  # fmt: skip
     group.add_argument("--dtype", default=env("GRIFFIN_NP_DTYPE"),
-                       help="float32; float64 with numpy; bfloat16, int8, int4 with numba")  # fmt: skip
+                       help="float32; numpy: float64; numba: bfloat16, int8, int4")  # fmt: skip
     group.add_argument("--window", type=int, metavar="W",
                        help="past positions that attention sees (default: as trained)")  # fmt: skip
     group.add_argument("-t", "--threads", type=int, metavar="N", default=env("GRIFFIN_NP_THREADS"),

@@ -9,14 +9,15 @@ DTYPES = ("int4", "int8", "bfloat16", "float32")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="FOLDER",
-                        help="checkpoint folder (default: the embedded demo model)")  # fmt: skip
-    parser.add_argument("-m", "--model", dest="model_option", metavar="FOLDER", help="the same")
+                        help="checkpoint folder (default: the demo model)")  # fmt: skip
+    parser.add_argument("-m", "--model", dest="model_option", metavar="FOLDER",
+                        help="the same")  # fmt: skip
     parser.add_argument("--dtype", required=True, choices=DTYPES,
-                        help="of the matrices; gates, norms and biases stay as they are")  # fmt: skip
+                        help="of the matrices; gates, norms and biases stay")  # fmt: skip
     parser.add_argument("-o", "--out", required=True, metavar="FOLDER",
-                        help="a new folder, which --model then takes")  # fmt: skip
+                        help="a new folder, for --model")  # fmt: skip
     parser.add_argument("--window", type=int, metavar="W",
-                        help="past positions that attention sees (default: as trained)")  # fmt: skip
+                        help="past positions that attention sees")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
 """The CPU engine behind the call contract of :class:`griffin_np.base.Model`.
 
-A call is cut into slabs of at most 512 tokens, whatever their rows; each slab goes through the whole
-model in one compiled function on all threads (:mod:`.step`). So memory does not grow with the length
-of a text, and results have the same bits for any cut, batch, padding and number of threads.
+A call is cut into slabs of at most 512 tokens, whatever their rows; each slab goes through the
+whole model in one compiled function on all threads (:mod:`.step`). So memory does not grow with the
+length of a text, and results have the same bits for any cut, batch, padding and number of threads.
 """
 
 import math
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from griffin_kernels.cpu import memory
 from griffin_kernels.cpu.attention import scratch_size
 from griffin_kernels.cpu.compiled import announced
 from griffin_kernels.cpu.isa import amx
@@ -38,7 +39,7 @@ from griffin_np.state import State
 __all__ = ["SLAB", "NumbaModel", "random_model"]
 
 SLAB = 512
-"""Tokens that go through the model together: enough to read weights seldom, little enough memory."""
+"""Tokens that go through the model together: weights are read seldom, memory stays small."""
 
 
 class NumbaModel(Model):
@@ -60,7 +61,7 @@ class NumbaModel(Model):
     ParameterError
         If the parameters do not fit the configuration, or are not finite and to be quantised.
     ConfigError
-        If the dtype is unknown, or int4 does not fit the configuration.
+        If the dtype is unknown, int4 does not fit the configuration, or memory is too short.
     """
 
     backend = "numba"
@@ -72,7 +73,10 @@ class NumbaModel(Model):
         flat = flatten(params)
         dtype = dtype or str(flat["embedding"].dtype)
         if dtype not in KINDS:
-            raise ConfigError(f"the numba backend has no dtype {dtype!r}; choose {', '.join(KINDS)}")
+            raise ConfigError(
+                f"the numba backend has no dtype {dtype!r}; choose {', '.join(KINDS)}"
+            )
+        memory.require(config, dtype)
         arrays = dict(packed(config, flat.__getitem__, dtype))
         self._set_up(config, arrays, dtype, fingerprint or identify(params, config))
 
@@ -82,6 +86,7 @@ class NumbaModel(Model):
         fingerprint: str,
     ) -> "NumbaModel":  # fmt: skip
         """A model of arrays that are packed already, as :func:`.weights.packed` makes them."""
+        memory.require(config, dtype)
         model = cls.__new__(cls)
         model._set_up(config, dict(arrays), dtype, fingerprint)
         return model
@@ -166,10 +171,13 @@ class NumbaModel(Model):
         if watch:
             watch.report()
         self._outer(inner, arrays)
-        after = np.where(last >= 0, positions[np.arange(B), last] + 1, state.position)
+        after, read = state.position.copy(), np.flatnonzero(last >= 0)
+        after[read] = positions[read, last[read]] + 1
         return out, state.with_arrays(arrays, after)
 
-    def _slab(self, inputs, positions, rows, columns, addresses, wanted, goes_to, out, watch):
+    def _slab(
+        self, inputs, positions, rows, columns, addresses, wanted, goes_to, out, watch
+    ) -> None:
         """A slab of tokens, given by rows and columns in the call, through the whole model."""
         count, threads = len(rows), pool()
         starts = np.flatnonzero(np.diff(rows, prepend=-1))
@@ -180,13 +188,16 @@ class NumbaModel(Model):
             tokens = np.empty(0, np.int64)
             embeddings = np.ascontiguousarray(given, np.float32).ravel()
         if watch:
-            wanted, goes_to = np.arange(count), goes_to if len(goes_to) == count else None
+            # All tokens go through the final norm; those whose logits nobody wants go nowhere.
+            everywhere = np.full(count, -1)
+            everywhere[wanted] = goes_to
+            wanted, goes_to = np.arange(count), everywhere
         with threads.busy:
             work = self._work_for(count, threads.threads)
-            logits = np.empty(0, np.float32) if out is None or goes_to is None else out.reshape(-1)
+            logits = np.empty(0, np.float32) if out is None else out.reshape(-1)
             call = Call(
                 tokens, embeddings, np.ascontiguousarray(positions[rows, columns]), segments,
-                wanted, np.empty(0, np.int64) if goes_to is None else goes_to, logits, addresses,
+                wanted, goes_to, logits, addresses,
             )  # fmt: skip
             depth = self.config.depth
             stages = [(0, depth, True, True)]
@@ -227,8 +238,8 @@ class NumbaModel(Model):
         """Width of the last axis in the kernels' layout, and where the model's channels stand."""
         if name.endswith(("keys", "values")):
             return self._layout.head_dim, np.arange(self.config.head_dim)
-        at = self._layout.lru_places
-        return self._layout.lru_width, np.arange(len(at)) if at is None else np.flatnonzero(at >= 0)
+        at, width = self._layout.lru_places, self._layout.lru_width
+        return width, np.arange(width) if at is None else np.flatnonzero(at >= 0)
 
     def _widened(self, name: str, array: NDArray) -> NDArray:
         width, at = self._places(name)
@@ -305,4 +316,3 @@ class _Watch:
 def random_model(config: GriffinConfig, dtype: str, seed: int = 0) -> NumbaModel:
     """A model of random bytes, for measuring speed; every byte of its weights is its own."""
     return NumbaModel.from_packed(config, random(config, dtype, seed), dtype, f"random {seed}")
-

@@ -158,7 +158,7 @@ def _write_arrays(
                 "shape": list(array.shape),
                 "data_offsets": [at, end],
             }
-            stream.write(memoryview(array).cast("B"))
+            stream.write(array.reshape(-1).view(np.uint8).data)
             gap = -end % ALIGNMENT
             if gap:
                 entry = {"dtype": "U8", "shape": [gap], "data_offsets": [end, end + gap]}

@@ -44,9 +44,9 @@ from griffin_kernels.cpu.tiles import (
 
 __all__ = [
     "BFLOAT16",
+    "BITS",
     "BLOCK_ROWS",
     "BYTES_PER_INPUT",
-    "BITS",
     "FLOAT32",
     "INT4",
     "INT8",
@@ -295,9 +295,10 @@ def product(
     K : int
         Inputs, a multiple of 64.
     activations : array, uint8
-        Rows of K numbers in the type that the kind asks for, sixteen rows in turn, 64 bytes of each:
-        byte b of row m stands at ``((m // 16 * lines + b // 64) * 16 + m % 16) * 64 + b % 64``, where
-        ``lines`` is the number of 64 bytes in a row.
+        Rows of K numbers in the type that the kind asks for, sixteen rows in turn, 64 bytes of
+        each: byte b of row m stands at
+        ``((m // 16 * lines + b // 64) * 16 + m % 16) * 64 + b % 64``, where ``lines`` is the
+        number of 64 bytes in a row.
     steps, corrections : array, float32 and int32
         Of row m and group g at ``(m // 16 * groups + g) * 16 + m % 16``.
     rows : int
@@ -310,7 +311,7 @@ def product(
         Of this thread, :func:`scratch_bytes` long.
     """
     size = K * PANEL * BITS[kind] // 8
-    integers = kind == INT8 or kind == INT4
+    integers = kind in (INT8, INT4)
     # Integer sums are the same everywhere; those of bfloat16 are AMX's own, for any number of rows.
     in_tiles = amx.COMPILED and tiles and (kind == BFLOAT16 or (integers and rows > TILE_ROWS))
     if in_tiles:

@@ -42,9 +42,7 @@ def padded(weights: NDArray, outputs: NDArray | None, inputs: NDArray | None) ->
         if places is None:
             continue
         taken = np.take(weights, np.maximum(places, 0), axis=axis)
-        empty = [slice(None), slice(None)]
-        empty[axis] = places < 0
-        taken[tuple(empty)] = 0
+        taken[places < 0 if axis == 0 else (slice(None), places < 0)] = 0
         weights = taken
     return weights
 
@@ -86,8 +84,10 @@ def pack(
         part = slice(first, last)
         rows = places[part]
         whole = rows[0] >= 0 and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))
-        slab = padded(weights[rows[0] : rows[0] + len(rows)], None, inputs) if whole else padded(
-            weights, rows, inputs
+        slab = (
+            padded(weights[rows[0] : rows[0] + len(rows)], None, inputs)
+            if whole
+            else padded(weights, rows, inputs)
         )
         codes, steps = slab, None
         if quantised:
@@ -107,7 +107,8 @@ def _real(weights: NDArray) -> NDArray:
 
 def _laid_out(slab: NDArray, kind: int) -> NDArray:
     """Bytes of a slab (N, K) of weights or codes."""
-    N, K = slab.shape
+    words: NDArray
+    K = slab.shape[1]
     if kind == FLOAT32:
         words = np.asarray(slab, np.float32).view(np.uint32).reshape(-1, PANEL, K)
     elif kind == WIDENED:

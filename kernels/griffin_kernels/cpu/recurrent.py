@@ -23,7 +23,9 @@ def line_at(m, c, G):
 
     Lines are as :func:`griffin_kernels.cpu.matmul.product` takes them, head after head.
     """
-    return (m // BLOCK_ROWS * (G // LANES) + c // LANES) * (TILE // 4) + m % BLOCK_ROWS * (LINE // 4)
+    return (m // BLOCK_ROWS * (G // LANES) + c // LANES) * (TILE // 4) + m % BLOCK_ROWS * (
+        LINE // 4
+    )
 
 
 @njit(error_model="numpy")

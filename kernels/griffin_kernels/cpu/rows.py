@@ -58,7 +58,7 @@ def prepare_group(kind, a, b, c, d, m, group, K, activations, floats, steps, cor
     For integer weights they become signed bytes: the largest magnitude is 127, rounding is to
     nearest, ties to even. A group with a NaN or an infinity gets a step that makes its products so.
     """
-    if kind == FLOAT32 or kind == WIDENED:
+    if kind in (FLOAT32, WIDENED):
         at = ((m // BLOCK_ROWS * (K // 16) + 4 * group) * TILE + m % BLOCK_ROWS * LINE) // 4
         store(floats, at, a)
         store(floats, at + TILE // 4, b)

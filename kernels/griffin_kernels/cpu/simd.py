@@ -339,7 +339,7 @@ _ARRAY_AT = {
 
 
 def array_at(dtype):
-    """``array_at(dtype)(address, length)`` for kernels: a view of memory that Python keeps alive."""
+    """``array_at(dtype)(address, length)`` for kernels: memory that Python keeps alive."""
     return _ARRAY_AT[dtype]
 
 
@@ -376,9 +376,7 @@ def lane_max(typing, value):
     """Largest of all lanes, compared as signed integers."""
 
     def generate(context, builder, signature, args):
-        return folded(
-            builder, args[0], lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y)
-        )
+        return folded(builder, args[0], lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y))
 
     return (types.int32(value), generate) if value is INTS else None
 

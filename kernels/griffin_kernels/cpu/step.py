@@ -21,18 +21,26 @@ from griffin_kernels.cpu.isa.common import GROUP, PANEL
 from griffin_kernels.cpu.matmul import BFLOAT16, FLOAT32, INT8, product
 from griffin_kernels.cpu.recurrent import CHANNELS, convolve, recur
 from griffin_kernels.cpu.rows import norm_row, prepare_group, prepare_row, rope_angles, rotate_head
-from griffin_kernels.cpu.simd import LANES, array_at, broadcast, float_from_bits, load, store, store_first
+from griffin_kernels.cpu.simd import (
+    LANES,
+    array_at,
+    broadcast,
+    float_from_bits,
+    load,
+    store,
+    store_first,
+)
 from griffin_kernels.cpu.sync import barrier
 
 __all__ = ["SLOTS", "Activations", "Call", "Shape", "Work", "run"]
 
 Shape = namedtuple(
     "Shape",
-    "width padded_width lru_width mlp_width attention_width key_width heads kv_heads head_dim rotary "
-    "gate_width window conv vocab eps cap embedding_scale rope_base score_scale kind tiles",
+    "width padded_width lru_width mlp_width attention_width key_width heads kv_heads head_dim "
+    "rotary gate_width window conv vocab eps cap embedding_scale rope_base score_scale kind tiles",
 )
-"""Numbers of a model. ``width``, ``rotary``, ``window``, ``conv`` and ``vocab`` are the model's own;
-the other widths are padded ones, and ``head_dim`` and ``gate_width`` too."""
+"""Numbers of a model. ``width``, ``rotary``, ``window``, ``conv`` and ``vocab`` are the model's
+own; the other widths are padded ones, and ``head_dim`` and ``gate_width`` too."""
 
 Activations = namedtuple("Activations", "bytes floats steps corrections")
 """Rows in the form that products take; ``floats`` is ``bytes`` seen as float32."""
@@ -46,9 +54,9 @@ Work = namedtuple(
 ``outputs``, ``bytes``, ``row`` and ``attention`` have a row for each thread."""
 
 Call = namedtuple("Call", "tokens embeddings positions segments wanted goes_to logits state")
-"""Arguments of a call: ``segments`` (n, 3) holds first, last and batch row of every run of tokens of
-one text, ``wanted`` the tokens whose logits are asked for, ``goes_to`` their rows in ``logits``,
-``state`` (blocks, 2) the addresses of every block's arrays."""
+"""Arguments of a call: ``segments`` (n, 3) holds first, last and batch row of every run of tokens
+of one text, ``wanted`` the tokens whose logits are asked for, ``goes_to`` their rows in ``logits``
+or -1, ``state`` (blocks, 2) the addresses of every block's arrays."""
 
 SLOTS = (
     "recurrent", "temporal_norm", "mlp_norm",
@@ -180,7 +188,7 @@ def recurrence(part, parts, shape, work, w, state, call, rows):
     out, kind, padded = work.outputs[part], w[GATES_KIND], (rows + 15) // 16 * 16
     b_a, b_x, rate = floats_at(w[B_A], HUGE), floats_at(w[B_X], HUGE), floats_at(w[RATE], HUGE)
     h, nothing = floats_at(state[1], HUGE), halves_at(0, 0)
-    z_r, z_i, y = (out[place(rows, 0):], out[place(rows, 1):], out[place(rows, 2):])
+    z_r, z_i, y = (out[place(rows, 0) :], out[place(rows, 1) :], out[place(rows, 2) :])
     mixed = work.mixed.view(np.uint8)
     for piece in range(first, last):
         head = piece * CHANNELS // G * G * padded
@@ -329,8 +337,8 @@ def begin(part, parts, shape, work, embedding, embedding_scales, call, rows):
             embed_row(shape, embedding, embedding_scales, call.tokens[m], work.x, m * D)
         else:
             for k in range(shape.width):
-                work.x[m * D + k] = (
-                    call.embeddings[m * shape.width + k] * np.float32(shape.embedding_scale)
+                work.x[m * D + k] = call.embeddings[m * shape.width + k] * np.float32(
+                    shape.embedding_scale
                 )
             for k in range(shape.width, D):
                 work.x[m * D + k] = np.float32(0)
@@ -363,6 +371,8 @@ def finish(part, parts, sync, shape, work, final_norm, embedding, embedding_scal
         count = min(CHANNELS, shape.vocab - piece * CHANNELS)
         for i in range(wanted):
             o = i * CHANNELS
+            if call.goes_to[i] < 0:
+                continue
             to = call.goes_to[i] * shape.vocab + piece * CHANNELS
             for c in range(0, count, LANES):
                 z = load(out, o + c)
@@ -402,7 +412,6 @@ def run(
     if starts:
         begin(part, parts, shape, work, embedding, embedding_scales, call, rows)
         barrier(sync, parts)
-    D = shape.padded_width
     for b in range(first_block, last_block):
         w, state = table[b], call.state[b]
         norm_rows(part, parts, shape, work, w[TEMPORAL_NORM], rows)
@@ -422,7 +431,9 @@ def run(
         barrier(sync, parts)
         expand(part, parts, shape, work, w, rows)
         barrier(sync, parts)
-        add_to_stream(part, parts, shape, work, w[DOWN], w[DOWN_S], w[DOWN_B], shape.mlp_width, rows)
+        add_to_stream(
+            part, parts, shape, work, w[DOWN], w[DOWN_S], w[DOWN_B], shape.mlp_width, rows
+        )
         barrier(sync, parts)
     if ends:
         finish(part, parts, sync, shape, work, final_norm, embedding, embedding_scales, call)

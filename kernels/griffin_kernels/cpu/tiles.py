@@ -231,7 +231,7 @@ def add_bfloat16(typing, tile, weights, w, activations, a):
 
 
 def dot_of_pairs(words: Words, total, weights, activations):
-    """Two bfloat16 products for every lane, added to ``total``: first the even, then the odd one."""
+    """Two bfloat16 products for every lane, added to ``total``: the even, then the odd one."""
     builder, floats = words.b, llvm_type(FLOATS)
     if HAS_BFLOAT16_DOT:
         return words.call("llvm.x86.avx512bf16.dpbf16ps.512", floats, total, weights, activations)
@@ -314,7 +314,7 @@ def tile_release(typing):
 
 @intrinsic
 def scale_block(typing, block, products, p, scales, s, steps, g):
-    """Add a group's exact products (sixteen rows of sixteen int32) times their scales to a block."""
+    """Add a group's products (sixteen rows of sixteen int32) times their scales to a block."""
 
     def generate(context, builder, signature, args):
         b, p_array, pi, s_array, si, f_array, gi = args

@@ -1,10 +1,11 @@
 """A model's parameters, packed: names, padding, and the table of addresses that kernels read.
 
-Heads are padded to whole pieces of work, so that kernels have no tails: attention heads to multiples
-of 16 channels, heads of the RG-LRU to multiples of 64, widths to multiples of 64. Released models
-need no padding.
+Heads are padded to whole pieces of work, so that kernels have no tails: attention heads to
+multiples of 16 channels, heads of the RG-LRU and widths to multiples of 64. Released models need
+none.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import ml_dtypes
@@ -20,8 +21,16 @@ from griffin_np.config import RECURRENT, GriffinConfig
 from griffin_np.errors import ConfigError, ParameterError
 from griffin_np.params import parameter_shapes
 
-__all__ = ["KINDS", "Layout", "address_table", "check_groups", "packed",
-           "packed_sizes", "parameters_of", "random"]
+__all__ = [
+    "KINDS",
+    "Layout",
+    "address_table",
+    "check_groups",
+    "packed",
+    "packed_sizes",
+    "parameters_of",
+    "random",
+]
 
 KINDS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8, "int4": INT4}
 """Kinds of weights by the name of their dtype."""
@@ -50,7 +59,8 @@ class Layout:
         assert c.lru_width is not None and c.mlp_width is not None
         self.config = c
         self.gate_width = up(c.gate_width, 64)
-        self.head_dim = up(c.head_dim, 16)
+        # Rows of keys have no gaps, so all key-value heads together are whole pieces of work.
+        self.head_dim = up(c.head_dim, max(16, 64 // math.gcd(64, c.num_kv_heads)))
         self.width = up(c.width, 64)
         self.lru_width = c.num_heads * self.gate_width
         self.mlp_width = up(c.mlp_width, 64)
@@ -164,9 +174,10 @@ def packed(
         elif base == "recurrent.conv":
             yield name, layout.vector(parameter(name), layout.lru_places)
         elif leaf in ("w_a", "w_x"):
-            weights = parameter(name)
-            kept = gates_kind(weights)
-            yield name, pack_gates(weights, layout, kept)
+            # Both gates of a block are read in one way: in float32 if one of them needs it.
+            pair = (name, name.removesuffix(leaf) + ("w_x" if leaf == "w_a" else "w_a"))
+            kept = min(gates_kind(parameter(each)) for each in pair)
+            yield name, pack_gates(parameter(name), layout, kept)
             yield f"{name}.kind", np.array([kept], np.int32)
         elif leaf in ("b_a", "b_x"):
             yield name, layout.vector(parameter(name).reshape(-1), layout.lru_places)
@@ -210,8 +221,7 @@ def gates_kind(weights: NDArray) -> int:
 
 def pack_gates(weights: NDArray, layout: Layout, kind: int) -> NDArray:
     """All heads' matrices, one below the other: (H * G outputs, G inputs)."""
-    H, G, _ = weights.shape
-    wide = layout.gate_width
+    G, wide = weights.shape[1], layout.gate_width
     at = places(1, G, wide, wide)
     heads = [pack(head.T, kind, at, at)[0] for head in weights]
     result = aligned(sum(h.size for h in heads))
@@ -253,7 +263,8 @@ def address_table(config: GriffinConfig, arrays: Mapping[str, NDArray]) -> NDArr
             if f"{full}.scale" in arrays:
                 table[i, SLOTS.index(f"{slot}_scale")] = arrays[f"{full}.scale"].ctypes.data
         if kind == RECURRENT:
-            kinds = {int(arrays[f"blocks.{i}.recurrent.rg_lru.{w}.kind"][0]) for w in ("w_a", "w_x")}
+            gates = f"blocks.{i}.recurrent.rg_lru"
+            kinds = {int(arrays[f"{gates}.{w}.kind"][0]) for w in ("w_a", "w_x")}
             if len(kinds) > 1:
                 raise ParameterError(f"gates of block {i} are packed in two ways")
             table[i, SLOTS.index("gates_kind")] = kinds.pop()
@@ -361,6 +372,7 @@ def random(config: GriffinConfig, dtype: str, seed: int = 0) -> Iterator[tuple[s
             elif leaf == "a_param":
                 values = layout.vector(rng.uniform(0.01, 1, shape), at)
             else:
-                values = layout.vector(rng.normal(0, 0.3, shape).reshape(
-                    -1, config.lru_width), at)  # fmt: skip
+                assert config.lru_width is not None
+                drawn_values = rng.normal(0, 0.3, shape).reshape(-1, config.lru_width)
+                values = layout.vector(drawn_values, at)
             yield name, layout.vector(values, None)

@@ -54,7 +54,9 @@ class Words:
     def call(self, name: str, result, *arguments):
         """Call an intrinsic function of LLVM."""
         signature = ir.FunctionType(result, [a.type for a in arguments])
-        return self.b.call(cgutils.get_or_insert_function(self.b.module, signature, name), arguments)
+        return self.b.call(
+            cgutils.get_or_insert_function(self.b.module, signature, name), arguments
+        )
 
     def joined(self, low, high):
         """Two vectors as one of twice the lanes."""
