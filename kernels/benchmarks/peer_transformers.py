@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Speed of transformers' RecurrentGemma-2B on this machine's CPU, random weights of the true shapes.
+"""Speed of transformers' RecurrentGemma-2B on this CPU, random weights of the true shapes.
 
     python kernels/benchmarks/peer_transformers.py pp512 pp2048 tg16 [--dtype float32]
 
