@@ -1,6 +1,7 @@
 """Engines by name, imported when they are asked for; and the ways to get a model."""
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,6 +37,13 @@ DEMO = Path(__file__).parent / "demo"
 """Folder of the embedded demo model."""
 
 
+def default_backend(dtype: str | None = None) -> str:
+    """The CPU engine where Numba is installed and has the dtype, else the reference."""
+    if dtype is not None and str(dtype) == "float64":
+        return "numpy"
+    return "numba" if importlib.util.find_spec("numba") else "numpy"
+
+
 def model_class(backend: str | None) -> Callable[..., Model]:
     """The model class of an engine; None is the default engine.
 
@@ -46,7 +54,7 @@ def model_class(backend: str | None) -> Callable[..., Model]:
     MissingExtraError
         If a package that the engine needs is not installed.
     """
-    name = backend or "numpy"
+    name = backend or default_backend()
     if name not in BACKENDS:
         raise ConfigError(f"no backend {name!r}; choose one of {', '.join(BACKENDS)}")
     module, _, attribute = BACKENDS[name].partition(":")
@@ -60,7 +68,7 @@ def model_class(backend: str | None) -> Callable[..., Model]:
 
 
 def _dtype(backend: str | None, dtype: str | None, stored: str = "float32") -> str:
-    name = backend or "numpy"
+    name = backend or default_backend(dtype)
     known = DTYPES[name]
     if dtype is None:
         return stored if stored in known else known[0]
@@ -89,7 +97,8 @@ def load(
     path : path, optional
         A Hugging Face folder, or one that :func:`convert` wrote; by default the demo model.
     backend : {"numpy", "numba", "jax"}, optional
-        By default "numpy", the reference, and "numba", the CPU engine, for converted folders.
+        By default "numba", the CPU engine, where Numba is installed, else "numpy", the
+        reference, which alone has float64.
     dtype : {"float32", "float64", "bfloat16", "int8", "int4"}, optional
         By default the checkpoint's own where the engine has it, else float32. "numpy" has float32
         and float64, "jax" float32, "numba" all but float64; it rounds weights on loading.
@@ -115,6 +124,7 @@ def load(
     from griffin_np.tokenizer import Tokenizer
 
     folder = Path(DEMO if path is None else path)
+    backend = backend or default_backend(dtype)
     if (folder / PACKED).is_file():
         model = _load_packed(folder, backend, dtype, window)
     else:
@@ -150,7 +160,7 @@ def _load_packed(folder: Path, backend: str | None, dtype: str | None, window: i
     from griffin_kernels.cpu.engine import NumbaModel
     from griffin_kernels.cpu.folder import PackedFolder
 
-    if backend not in (None, "numba"):
+    if backend != "numba":
         raise ConfigError(
             f"{folder} holds weights packed for the numba backend; {backend} needs the original "
             f"checkpoint"
@@ -232,6 +242,7 @@ def random(
         As for :func:`load`.
     seed : int
     """
+    backend = backend or default_backend(dtype)
     if backend == "numba":
         from griffin_kernels.cpu.engine import random_model
 
@@ -254,6 +265,7 @@ def init(
     """
     if isinstance(config, str):
         config = GriffinConfig.preset(config)
+    backend = backend or default_backend(dtype)
     wanted = _dtype(backend, dtype)
     if backend == "numba":
         return model_class(backend)(config, init_parameters(config, seed), "", wanted)

@@ -163,7 +163,7 @@ SQUARE = SMALL.replace(lru_width=24, mlp_width=24, width=24, num_kv_heads=3)
 def test_no_weight_is_transposed_or_swapped(tmp_path):
     """Trap T13 in each form: asymmetric weights of equal shapes must arrive where they belong."""
     expected = draw_parameters(SQUARE, "ordinary", 3)
-    model = gnp.load(write_folder(tmp_path / "m", SQUARE, hf_tensors(expected, SQUARE)))
+    model = gnp.load(write_folder(tmp_path / "m", SQUARE, hf_tensors(expected, SQUARE)), "numpy")
     loaded = flatten(model.parameters)
     for name, array in expected.items():
         np.testing.assert_array_equal(loaded[name], array, err_msg=name)
@@ -183,7 +183,7 @@ def test_folders_of_others_load(config, seed, split, dtype, tmp_path_factory):
     assert model.config == config
     name = "model.embed_tokens.weight"
     np.testing.assert_array_equal(model.parameters["embedding"], tensors[name].astype(np.float64))
-    single = gnp.load(folder)
+    single = gnp.load(folder, "numpy")
     assert single.dtype == "float32"
     assert single.fingerprint == model.fingerprint
     tokens = tokens_for(config, (1, 9), seed)
@@ -236,7 +236,7 @@ def test_large_models_are_written_in_shards(tmp_path, monkeypatch):
 
 def test_weights_of_the_wanted_dtype_stay_on_disk(tmp_path):
     gnp.save(random_model(SMALL), tmp_path / "m")
-    arrays = flatten(gnp.load(tmp_path / "m").parameters)
+    arrays = flatten(gnp.load(tmp_path / "m", "numpy").parameters)
     assert all(not array.flags.owndata and not array.flags.writeable for array in arrays.values())
 
 
@@ -438,7 +438,7 @@ def test_unknown_backends_and_dtypes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no backend 'torch'; choose one of numpy"):
         gnp.load(tmp_path / "m", backend="torch")
     with pytest.raises(ValueError, match="the numpy backend has no dtype 'int4'"):
-        gnp.load(tmp_path / "m", dtype="int4")
+        gnp.load(tmp_path / "m", "numpy", dtype="int4")
 
 
 def test_heads_need_not_divide_the_width_where_nothing_attends(tmp_path):

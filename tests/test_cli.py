@@ -79,7 +79,7 @@ def test_generate_json_is_one_document(run, folder):
     assert code == 0
     assert document["seed"] == 5
     assert len(document["tokens"]) == len(document["logprobs"]) == document["generation_tokens"]
-    assert document["model"]["backend"] == "numpy"
+    assert document["model"]["backend"] == "numba"
     again = json.loads(
         run("generate", "the dog", "-m", folder, "-n", 6, "--json", "--temp", 1, "--seed", 5)[1]
     )
@@ -112,7 +112,7 @@ def test_a_text_goes_on_from_a_state_file(run, folder, tmp_path):
         (["generate", "x", "-n", "-5"], "max_tokens must be an integer of at least 0, got -5"),
         (["generate", "x", "--state-in", "none.state"], "no file at none.state"),
         (["generate", "x", "--backend", "torch"], "no backend 'torch'"),
-        (["generate", "x", "--dtype", "int3"], "the numpy backend has no dtype 'int3'"),
+        (["generate", "x", "--dtype", "int3"], "the numba backend has no dtype 'int3'"),
         (["generate", "x", "--threads", "0"], "threads must be an integer of at least 1, got 0"),
         (["generate", "x", "-p", "y"], "the prompt is given twice"),
         (

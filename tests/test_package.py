@@ -35,7 +35,7 @@ def test_the_reference_imports_numpy_and_the_standard_library_only():
     code = (
         "import sys, griffin_np as gnp\n"
         "c = gnp.GriffinConfig(width=8, depth=3, num_heads=2, vocab_size=9, window=4)\n"
-        "gnp.init(c)([[1, 2, 3]])\n"
+        "gnp.init(c, backend='numpy')([[1, 2, 3]])\n"
         "names = {m.split('.')[0] for m in sys.modules} - set(sys.stdlib_module_names)\n"
         "print(sorted(n for n in names if not n.startswith('_')))"
     )
@@ -84,6 +84,6 @@ def test_the_main_idea_fits_on_two_pages():
 def test_repr_says_what_it_is():
     config = griffin_np.GriffinConfig(width=8, depth=3, num_heads=2, vocab_size=16)
     assert repr(griffin_np.init(config)) == (
-        "<griffin_np.Model numpy float32: 1,512 parameters, 3 blocks of width 8, vocabulary 16>"
+        "<griffin_np.Model numba float32: 1,512 parameters, 3 blocks of width 8, vocabulary 16>"
     ).replace("1,512", f"{config.num_parameters():,}")
     assert np.dtype(griffin_np.init(config).state_dtype) == "float32"

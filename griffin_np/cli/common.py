@@ -30,7 +30,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-m", "--model", metavar="FOLDER", default=env("GRIFFIN_NP_MODEL"),
                        help="checkpoint folder (default: the embedded demo model)")  # fmt: skip
     group.add_argument("--backend", default=env("GRIFFIN_NP_BACKEND"),
-                       help="engine: numpy (default), numba or jax")  # fmt: skip
+                       help="engine: numba (default), numpy or jax")  # fmt: skip
     group.add_argument("--dtype", default=env("GRIFFIN_NP_DTYPE"),
                        help="float32; numpy: float64; numba: bfloat16, int8, int4")  # fmt: skip
     group.add_argument("--window", type=int, metavar="W",

@@ -167,6 +167,7 @@ def packed(
             scale = 1 + np.asarray(parameter(name), np.float32)
             at = layout.matrices["mlp.gate"][1]
             yield name, layout.vector(scale, at)
+            yield f"{name}.given", given(parameter(name))
         elif leaf == "weight" and base in layout.matrices:
             yield from matrix(name, base, parameter(name).T)
         elif leaf == "bias" and base in layout.matrices:
@@ -184,6 +185,12 @@ def packed(
         else:
             assert leaf == "a_param"
             yield name, layout.vector(softplus_8(parameter(name)), layout.lru_places)
+            yield f"{name}.given", given(parameter(name))
+
+
+def given(values: NDArray) -> NDArray:
+    """A vector as the checkpoint has it, kept beside what the kernels read, for saving."""
+    return np.array(values, np.float32)
 
 
 def packed_sizes(config: GriffinConfig, dtype: str) -> dict[str, int | None]:
@@ -202,7 +209,9 @@ def packed_sizes(config: GriffinConfig, dtype: str) -> dict[str, int | None]:
         elif leaf in ("w_a", "w_x"):
             sizes |= {name: None, f"{name}.kind": 1}
         elif short.endswith("norm"):
-            sizes[name] = layout.width
+            sizes |= {name: layout.width, f"{name}.given": shape[0]}
+        elif leaf == "a_param":
+            sizes |= {name: layout.lru_width, f"{name}.given": shape[0]}
         elif leaf == "bias" and base in layout.matrices:
             sizes[name] = layout.sizes[base][0]
         else:
@@ -274,10 +283,7 @@ def address_table(config: GriffinConfig, arrays: Mapping[str, NDArray]) -> NDArr
 def parameters_of(
     config: GriffinConfig, arrays: Mapping[str, NDArray], dtype: str
 ) -> dict[str, NDArray]:
-    """The parameters that packed arrays stand for, by flat name, float32.
-
-    The decay's parameter comes back through the inverse of softplus, exact to rounding.
-    """
+    """The parameters that packed arrays stand for, by flat name, float32."""
     kind, layout = KINDS[dtype], Layout(config)
     result = {}
     for name, shape in parameter_shapes(config).items():
@@ -299,21 +305,16 @@ def parameters_of(
                           config.num_heads * wide, wide)  # fmt: skip
             heads = full.reshape(config.num_heads, wide, wide)[:, :G, :G]
             result[name] = np.ascontiguousarray(heads.transpose(0, 2, 1))
+        elif short.endswith("norm") or leaf == "a_param":
+            result[name] = arrays[f"{name}.given"]
         else:
             at = None
-            if short.endswith("norm"):
-                at = layout.matrices["mlp.gate"][1]
-            elif leaf == "bias" and base in layout.matrices:
+            if leaf == "bias" and base in layout.matrices:
                 at = layout.matrices[base][0]
             elif base.startswith("recurrent"):
                 at = layout.lru_places
             values = array.reshape(-1, len(at)) if at is not None else array
             values = values[..., at >= 0] if at is not None else values
-            if short.endswith("norm"):
-                values = values - np.float32(1)
-            if leaf == "a_param":
-                soft = values.astype(np.float64) / 8
-                values = (soft + np.log(-np.expm1(-soft))).astype(np.float32)
             result[name] = values.reshape(shape).astype(np.float32)
     return result
 
@@ -376,3 +377,5 @@ def random(config: GriffinConfig, dtype: str, seed: int = 0) -> Iterator[tuple[s
                 drawn_values = rng.normal(0, 0.3, shape).reshape(-1, config.lru_width)
                 values = layout.vector(drawn_values, at)
             yield name, layout.vector(values, None)
+            if short.endswith("norm") or leaf == "a_param":
+                yield f"{name}.given", np.zeros(shape, np.float32)
