@@ -16,7 +16,7 @@ __all__ = ["Alone", "as_if_alone", "has_arrays", "model_of", "profile_of", "row_
 
 def model_of(backend: Backend, case: Case):
     """A model of the case's world, made anew."""
-    return backend.model(case.world.config, case.world.parameters())
+    return backend.model(case.world.config, case.world.parameters(profile_of(backend)))
 
 
 def profile_of(backend: Backend):

@@ -28,10 +28,10 @@ class BlockCase:
     seed: int = 0
 
     def inputs(self) -> np.ndarray:
-        """Residual stream (T, D) before the block, float32 valued."""
+        """Residual stream (T, D) before the block."""
         rng = np.random.default_rng(self.seed)
         shape = (self.world.lengths[0], self.world.config.width)
-        return (rng.standard_normal(shape) * self.scale).astype(np.float32).astype(np.float64)
+        return rng.standard_normal(shape) * self.scale
 
     def strata(self) -> set[str]:
         """What is special about this case, by name."""
@@ -58,11 +58,11 @@ SIZES = tuple(f"inputs of {scale:g}" for scale in (1.0, 1e-3, 1e4))
 
 def holds(backend: Backend, case: BlockCase) -> Sequence[Comparison]:
     """Compare a block's output."""
-    config, flat, x = case.world.config, case.world.parameters(), case.inputs()
+    profile, config = profile_of(backend), case.world.config
+    flat, x = case.world.parameters(profile), profile.given(case.inputs())
     at = np.arange(len(x))
     oracle = Oracle(flat, config)
     truth = np.array([oracle.block(case.block, row, t) for t, row in enumerate(x)])
-    profile = profile_of(backend)
     simulation = Simulation(profile, seed=case.seed)
     p = {name: array.astype(np.float64) for name, array in flat.items()}
     samples = np.repeat(x[None], simulation.S, axis=0)

@@ -60,7 +60,8 @@ def distances(
     """Distance from the truth over the envelope at factor 1: (name, (S, T))."""
     history = world.history(profile, 0)
     at = np.arange(world.lengths[0])
-    found = simulation.run(world.parameters(), world.config, world.tokens(0), at)
+    flat = world.parameters(profile)
+    found = simulation.run(flat, world.config, world.tokens(0), at)
     for name, envelope in history.items():
         samples = found[name].reshape(simulation.S, *envelope.truth.shape)
         shrink = simulation.profile.shrink

@@ -86,7 +86,7 @@ def greedy_text(backend: Backend, case: Case) -> Sequence[Comparison]:
 
 def envelope_of(world: World, tokens: Sequence[int], profile: Profile) -> Envelope:
     """Logits of a text that is none of the world's own."""
-    flat, config, at = world.parameters(), world.config, np.arange(len(tokens))
+    flat, config, at = world.parameters(profile), world.config, np.arange(len(tokens))
     truth = Oracle(flat, config).read(tokens, at)
     samples = Simulation(profile, seed=world.seed).run(flat, config, tokens, at)
     return Envelope.of(truth, samples["logits"], profile)

@@ -110,15 +110,16 @@ def the_window_shows_w_past_tokens(backend: Backend, case: Case) -> Sequence[Com
         )
     ]
     if at < last < len(changed):
-        results += _change_is_seen(case, history.rows([last]), before, after, last, changed)
+        flat = case.world.parameters(profile_of(backend))
+        moved = Oracle(flat, case.world.config).read(changed, range(len(changed)))
+        results += _change_is_seen(history.rows([last]), before, after, last, moved)
     return results
 
 
 def _change_is_seen(
-    case: Case, envelope: Envelope, before: Run, after: Run, last: int, changed: NDArray
+    envelope: Envelope, before: Run, after: Run, last: int, moved: NDArray
 ) -> list[Comparison]:
     """The logits W tokens behind a change move as the oracle's do."""
-    moved = Oracle(case.world.parameters(), case.world.config).read(changed, range(len(changed)))
     # A difference of two runs has the rounding of both.
     envelope = replace(envelope, allowed=2 * envelope.allowed, strict=2 * envelope.strict)
     step = envelope.truth + (after.logits[0, [last]] - before.logits[0, [last]])

@@ -53,7 +53,7 @@ class OperationCase:
         return np.random.default_rng(self.seed)
 
     def numbers(self, rng: np.random.Generator, *shape: int) -> NDArray:
-        """Numbers of the case's style, float32 valued."""
+        """Numbers of the case's style."""
         x = rng.standard_normal(shape)
         if self.style == "tiny":
             x *= 1e-3
@@ -61,7 +61,7 @@ class OperationCase:
             x *= 1e4
         elif self.style == "every size":
             x *= 10 ** rng.uniform(-4, 4, shape)
-        return single(x)
+        return x
 
 
 def single(x: ArrayLike) -> NDArray:
@@ -122,7 +122,7 @@ def simulated(backend: Backend, case: OperationCase) -> tuple[Profile, Simulatio
 def embeddings_are_scaled(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """Embeddings are multiplied by sqrt(width) rounded to bfloat16, whatever the dtype."""
     profile, simulation = simulated(backend, case)
-    rows = case.numbers(case.rng(), case.tokens, case.channels)
+    rows = profile.given(case.numbers(case.rng(), case.tokens, case.channels))
     scale = oracle.embedding_scale(case.channels)
     return against(
         "embed", backend.embed(rows), rows * scale, simulation.embed(rows, scale), profile
@@ -135,8 +135,8 @@ def rms_norms(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     profile, simulation = simulated(backend, case)
     rng = case.rng()
     x, scale = (
-        case.numbers(rng, case.tokens, case.channels),
-        single(rng.standard_normal(case.channels)),
+        profile.given(case.numbers(rng, case.tokens, case.channels)),
+        profile.given(rng.standard_normal(case.channels)),
     )
     truth = per_token(lambda row: oracle.rms_norm(row, scale, case.extra), x)
     samples = simulation.norm(repeated(x, simulation), scale, case.extra)
@@ -148,9 +148,10 @@ def linear_layers(backend: Backend, case: OperationCase) -> Sequence[Comparison]
     """A linear layer is ``x @ weight + bias``, weight of shape (inputs, outputs)."""
     profile, simulation = simulated(backend, case)
     rng = case.rng()
-    x = case.numbers(rng, case.tokens, case.channels)
+    x = profile.given(case.numbers(rng, case.tokens, case.channels))
     w, b = (
-        single(rng.standard_normal(s)) for s in ((case.channels, case.heads + 3), case.heads + 3)
+        profile.given(rng.standard_normal(s))
+        for s in ((case.channels, case.heads + 3), case.heads + 3)
     )
     bias = None if case.heads == 2 else b
     truth = per_token(lambda row: oracle.linear(row, w, bias), x)
@@ -162,7 +163,7 @@ def linear_layers(backend: Backend, case: OperationCase) -> Sequence[Comparison]
 def gelu_by_tanh(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """GeLU is the tanh form, everywhere."""
     profile, simulation = simulated(backend, case)
-    x = case.numbers(case.rng(), case.tokens, case.channels)
+    x = profile.given(case.numbers(case.rng(), case.tokens, case.channels))
     truth = np.vectorize(oracle.gelu)(x)
     return against(
         "gelu", backend.gelu(x), truth, simulation.gelu(repeated(x, simulation)), profile
@@ -177,10 +178,10 @@ def convolutions(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """The last row of the convolution's weights meets the current token; inputs carry over."""
     profile, simulation = simulated(backend, case)
     rng, K, start = case.rng(), case.heads, int(case.extra)
-    x, past = case.numbers(rng, case.tokens, case.channels), case.numbers(rng, K - 1, case.channels)
+    x, past = (profile.given(case.numbers(rng, n, case.channels)) for n in (case.tokens, K - 1))
     w, b = (
-        single(rng.standard_normal((K, case.channels))),
-        single(rng.standard_normal(case.channels)),
+        profile.given(rng.standard_normal((K, case.channels))),
+        profile.given(rng.standard_normal(case.channels)),
     )
     past[: max(K - 1 - start, 0)] = 0
     at = np.arange(start, start + case.tokens)
@@ -213,9 +214,9 @@ def gates(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """
     profile, simulation = simulated(backend, case)
     rng, G = case.rng(), case.channels // case.heads
-    x = case.numbers(rng, case.tokens, case.channels)
-    w = single(rng.standard_normal((case.heads, G, G)))
-    b = single(rng.standard_normal((case.heads, G)) * 3)
+    x = profile.given(case.numbers(rng, case.tokens, case.channels))
+    w = profile.given(rng.standard_normal((case.heads, G, G)))
+    b = profile.given(rng.standard_normal((case.heads, G)) * 3)
     truth = per_token(lambda row: oracle.gate(row, w, b), x)
     samples = simulation.gate(repeated(x, simulation), w, b)
     return against("gate", backend.gate(x, w, b), truth, samples, profile, profile.state_unit)
@@ -229,7 +230,7 @@ def rotary_embeddings(backend: Backend, case: OperationCase) -> Sequence[Compari
     """RoPE turns channel j with channel j + half, by angles exact to 1e-6 rad below 2^31."""
     profile, simulation = simulated(backend, case)
     d = max(case.channels // case.heads, 2)
-    x = case.numbers(case.rng(), case.tokens, case.heads, d)
+    x = profile.given(case.numbers(case.rng(), case.tokens, case.heads, d))
     turned = d // 2 // 2 * 2 if case.seed % 2 else d // 2 * 2
     base = (10000.0, 500.0, 1e6)[case.seed % 3]
     at = np.arange(int(case.extra), int(case.extra) + case.tokens)
@@ -260,8 +261,9 @@ def attentions(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     profile, simulation = simulated(backend, case)
     rng, H, d, T = case.rng(), case.heads, case.channels // case.heads, case.tokens
     Q = H if case.seed % 2 else max(H // 2, 1)
-    q = single(rng.standard_normal((T, H, d)) * (60 if case.style == "every size" else 1))
-    k, v = single(rng.standard_normal((T, Q, d))), case.numbers(rng, T, Q, d)
+    q = profile.given(rng.standard_normal((T, H, d)) * (60 if case.style == "every size" else 1))
+    k = profile.given(rng.standard_normal((T, Q, d)))
+    v = profile.given(case.numbers(rng, T, Q, d))
     W, at = int(case.extra), np.arange(T)
     truth = np.array(
         [
@@ -284,8 +286,8 @@ def logits_and_soft_caps(backend: Backend, case: OperationCase) -> Sequence[Comp
     """Logits are x times the embedding, capped by c tanh(z / c); a cap of 0 is none."""
     profile, simulation = simulated(backend, case)
     rng = case.rng()
-    x = case.numbers(rng, case.tokens, case.channels)
-    embedding = single(rng.standard_normal((case.seed % 7 + 2, case.channels)))
+    x = profile.given(case.numbers(rng, case.tokens, case.channels))
+    embedding = profile.given(rng.standard_normal((case.seed % 7 + 2, case.channels)))
     exact = per_token(lambda row: oracle.linear(row, embedding.T), x)
     truth = np.vectorize(lambda z: oracle.soft_cap(z, case.extra))(exact)
     samples = simulation.logits(repeated(x, simulation), embedding, case.extra)

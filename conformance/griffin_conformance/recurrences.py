@@ -50,7 +50,7 @@ def decays_of(backend: Backend, case: OperationCase, strict: bool) -> Sequence[C
     # Single channels are compared, so that more samples are needed to meet every direction.
     simulation = Simulation(profile, 4 * SAMPLES, case.seed, strict)
     r, a_param = decay_arguments(case)
-    a_param = single(a_param)
+    a_param = profile.given(a_param)
     log_a = np.array(
         [[oracle.log_decay(p, g) for p, g in zip(a_param, row, strict=True)] for row in r]
     )
@@ -92,11 +92,12 @@ def recurrences(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """Equations (1) to (4) in a row; position 0 forgets the state and enters undamped."""
     profile, simulation = simulated(backend, case)
     rng, G, R = case.rng(), case.channels // case.heads, case.channels
-    x, h = case.numbers(rng, case.tokens, R), single(rng.standard_normal(R))
+    x = profile.given(case.numbers(rng, case.tokens, R))
+    h = single(rng.standard_normal(R))
     gate = (case.heads, G)
     shapes = {"w_a": (*gate, G), "w_x": (*gate, G), "b_a": gate, "b_x": gate}
-    p = {name: single(rng.standard_normal(shape)) for name, shape in shapes.items()}
-    p["a_param"] = rng.choice(LAMBDAS, R)
+    p = {name: profile.given(rng.standard_normal(shape)) for name, shape in shapes.items()}
+    p["a_param"] = profile.given(rng.choice(LAMBDAS, R))
     at = np.arange(int(case.extra), int(case.extra) + case.tokens)
     truth, state = [], h
     for row, position in zip(x, at, strict=True):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["BFLOAT16", "FLOAT32", "FLOAT64", "PROFILES", "SAMPLES", "Arithmetic", "Profile",
            "round_to"]  # fmt: skip
@@ -63,6 +63,15 @@ class Profile:
     def shrink(self) -> float:
         """Factor from deviations of the simulation to deviations of the profile."""
         return 2.0**-self.coarsening
+
+    def given(self, x: ArrayLike) -> NDArray:
+        """Float64 values that a backend of this precision can be given without rounding them.
+
+        They are float32 values, whatever the precision, or those of the activations if these have
+        fewer bits.
+        """
+        single = np.asarray(x, np.float32).astype(np.float64)
+        return single if self.activations >= 24 else round_to(single, self.activations, 0)
 
 
 FLOAT64 = Profile("float64", 53, 53, 53, 2.0**-1022, 0.0, coarsening=12)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from griffin_conformance.checks import Violation
 from griffin_conformance.envelope import Comparison, Envelope
 from griffin_conformance.oracle import Oracle
-from griffin_conformance.rounding import Profile
+from griffin_conformance.rounding import FLOAT32, Profile
 from griffin_conformance.simulation import Simulation
 from griffin_np.config import GriffinConfig
 from griffin_np.params import parameter_shapes
@@ -73,9 +73,10 @@ class World:
             f"{self.weights!r}, seed={self.seed}, lengths={self.lengths})"
         )
 
-    def parameters(self) -> dict[str, NDArray]:
-        """Weights by flat name, float32."""
-        return draw_parameters(self.config, self.weights, self.seed)
+    def parameters(self, profile: Profile = FLOAT32) -> dict[str, NDArray]:
+        """Weights by flat name, float32: values that a model of this precision has exactly."""
+        flat = draw_parameters(self.config, self.weights, self.seed)
+        return {name: profile.given(array).astype(np.float32) for name, array in flat.items()}
 
     def tokens(self, document: int) -> NDArray:
         """Token ids (T,) of a document."""
@@ -165,8 +166,8 @@ class World:
 
 
 @lru_cache(maxsize=512)
-def _truth(world: World, document: int, start: int) -> dict[str, NDArray]:
-    oracle = Oracle(world.parameters(), world.config, start)
+def _truth(world: World, profile: Profile, document: int, start: int) -> dict[str, NDArray]:
+    oracle = Oracle(world.parameters(profile), world.config, start)
     T = world.lengths[document]
     truth = {"logits": oracle.read(world.tokens(document), range(start, start + T))}
     streams = [np.array(stream) for stream in zip(*oracle.streams, strict=True)]
@@ -184,10 +185,13 @@ def _truth(world: World, document: int, start: int) -> dict[str, NDArray]:
 
 @lru_cache(maxsize=512)
 def _history(world: World, profile: Profile, document: int, start: int) -> dict[str, Envelope]:
-    truth = _truth(world, document, start)
+    # All backends but those of fewer bits are given float32 numbers, so their truth is one.
+    given = profile if profile.activations < FLOAT32.activations else FLOAT32
+    truth = _truth(world, given, document, start)
     simulation = Simulation(profile, seed=world.seed + document)
     at = np.arange(start, start + world.lengths[document])
-    samples = simulation.run(world.parameters(), world.config, world.tokens(document), at)
+    flat = world.parameters(profile)
+    samples = simulation.run(flat, world.config, world.tokens(document), at)
     units = {name: profile.state_unit for name in samples if name.endswith("rg_lru")}
     return {
         name: Envelope.of(truth[name], samples[name], profile, units.get(name), simulation.cancels)

@@ -1,9 +1,12 @@
-"""The CPU kernels of this project: so far the recurrence."""
+"""The CPU engine of this project."""
 
 import numpy as np
 
 from griffin_conformance.backends import Backend, versions_of
-from griffin_kernels.cpu import scan
+from griffin_kernels.cpu import attention, operations, scan
+from griffin_kernels.cpu.engine import NumbaModel
+from griffin_np.config import GriffinConfig
+from griffin_np.params import nest
 
 __all__ = ["NumbaBackend"]
 
@@ -14,13 +17,43 @@ def single(array):
 
 
 class NumbaBackend(Backend):
-    """``griffin_kernels.cpu`` in float32."""
+    """``griffin_kernels.cpu``, its matrices and their inputs in float32 or bfloat16.
+
+    Operations run through the engine's own kernels, each on its own.
+    """
 
     name = "numba"
-    dtypes = ("float32",)
+    dtypes = ("float32", "bfloat16")
 
     def versions(self):
         return super().versions() | versions_of("numba", "llvmlite")
+
+    def model(self, config, flat):
+        return NumbaModel(config, nest(dict(flat)), dtype=self.dtype)
+
+    def block(self, config, flat, i, x, positions):
+        return operations.block(config, flat, i, x, self.dtype)
+
+    def embed(self, rows):
+        config = GriffinConfig(
+            width=rows.shape[1], depth=1, num_heads=1, vocab_size=3, block_pattern=("recurrent",)
+        )
+        return operations.embed(rows, config.embedding_scale, self.dtype)
+
+    def rms_norm(self, x, scale, eps):
+        return operations.rms_norm(x, scale, eps)
+
+    def linear(self, x, weight, bias):
+        return operations.linear(x, weight, bias, self.dtype)
+
+    def gelu(self, x):
+        return operations.gelu(x)
+
+    def causal_conv(self, x, weight, bias, positions, past):
+        return operations.causal_conv(x, weight, bias, positions, past)
+
+    def gate(self, x, w, b):
+        return operations.gate(x, w, b)
 
     def decay(self, r, a_param):
         return scan.decay(single(r), scan.softplus_8(a_param))
@@ -29,12 +62,13 @@ class NumbaBackend(Backend):
         return scan.scan(single(a), single(x), single(h))
 
     def rg_lru(self, x, p, positions, h):
-        p = {name: single(array) for name, array in p.items()}
-        x, (H, G) = single(x), p["b_a"].shape
+        return operations.rg_lru(x, p, positions, h)
 
-        def before_the_gate(w, b):
-            return (np.einsum("thi,hij->thj", x.reshape(-1, H, G), w) + b).reshape(x.shape)
+    def rope(self, x, positions, base, rotary_dim):
+        return operations.rope(x, positions, base, rotary_dim)
 
-        z_r = before_the_gate(p["w_a"], p["b_a"])
-        z_i = before_the_gate(p["w_x"], p["b_x"])
-        return scan.rg_lru(x, z_r, z_i, scan.softplus_8(p["a_param"]), positions, single(h))[0]
+    def attention(self, q, k, v, positions, window):
+        return attention.attention(q, k, v, positions, window)
+
+    def logits(self, x, embedding, cap):
+        return operations.logits(x, embedding, cap, self.dtype)
