@@ -10,12 +10,11 @@ a cache.
 
 import argparse
 import statistics
-import threading
 import time
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit
+from numba import njit, prange, set_num_threads
 
 from griffin_kernels.cpu.attention import attend, scratch_size
 from griffin_kernels.cpu.simd import LANES, broadcast, fma, load, store
@@ -24,7 +23,7 @@ CHAINS = 12
 """Independent sums in :func:`multiply_add`: more than two units with a latency of four need."""
 
 
-@njit(error_model="numpy", nogil=True)
+@njit(error_model="numpy")
 def multiply_add(turns, out):
     """Fused multiply-adds on registers: CHAINS of them each turn."""
     a = b = c = d = e = f = g = h = i = j = k = l = load(out, 0)  # noqa: E741
@@ -38,22 +37,27 @@ def multiply_add(turns, out):
         store(out, n * LANES, s)
 
 
-@njit(error_model="numpy", nogil=True)
-def read_all(part, parts, x, out):
-    """Sums of one thread's share of an array, in one pass."""
+@njit(parallel=True, error_model="numpy")
+def read_all(x, parts, sums):
+    """Read an array in one pass, each thread its share."""
     share = len(x) // parts // (4 * LANES) * (4 * LANES)
-    a = b = c = d = load(out, 0)
-    for i in range(part * share, (part + 1) * share, 4 * LANES):
-        a, b = a + load(x, i), b + load(x, i + LANES)
-        c, d = c + load(x, i + 2 * LANES), d + load(x, i + 3 * LANES)
-    store(out, 0, a + b + (c + d))
+    for part in prange(parts):
+        out = sums[part]
+        a = b = c = d = load(out, 0)
+        for i in range(part * share, (part + 1) * share, 4 * LANES):
+            a, b = a + load(x, i), b + load(x, i + LANES)
+            c, d = c + load(x, i + 2 * LANES), d + load(x, i + 3 * LANES)
+        store(out, 0, a + b + (c + d))
 
 
-@njit(error_model="numpy", nogil=True)
-def attend_alone(part, parts, q, k, v, y, ring_k, ring_v, at, positions, first, last, H, Q, d, W,
-                 scratch):  # fmt: skip
-    """:func:`attend` without the interpreter's lock."""
-    attend(part, parts, q, k, v, y, ring_k, ring_v, at, positions, first, last, H, Q, d, W, scratch)
+@njit(parallel=True, error_model="numpy")
+def attend_all(parts, q, k, v, y, ring_k, ring_v, positions, tokens, H, Q, d, W, scratch):
+    """Attention of a call on all threads."""
+    for part in prange(parts):
+        attend(
+            part, parts, q, k, v, y, ring_k, ring_v, 0, positions, 0, tokens,
+            H, Q, d, W, scratch[part],
+        )  # fmt: skip
 
 
 def aligned(n: int) -> np.ndarray:
@@ -70,34 +74,15 @@ def drawn(rng, n: int) -> np.ndarray:
     return x
 
 
-def together(run: Callable[[int], object], threads: int, before=None, repeat: int = 25) -> float:
-    """Shortest time from a common start to the end of the last thread, in seconds.
-
-    Shortest because whatever else the machine does can only add to it.
-    """
-    start, done = threading.Barrier(threads), threading.Barrier(threads)
-    ends = np.zeros((repeat, threads, 2))
-
-    def thread(part):
-        for n in range(repeat):
-            if before:
-                before(part)
-            start.wait()
-            # Threads leave the barrier one after the other; a time to come is the same for all.
-            if part == 0:
-                ends[n, :, 0] = time.perf_counter() + 2e-4
-            done.wait()
-            while time.perf_counter() < ends[n, 0, 0]:
-                pass
-            run(part)
-            ends[n, part, 1] = time.perf_counter()
-
-    workers = [threading.Thread(target=thread, args=(part,)) for part in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return float((ends[:, :, 1].max(1) - ends[:, 0, 0]).min())
+def shortest(run: Callable[[], object], before: Callable[[], object], repeat: int) -> float:
+    """Least time of a call, in seconds: whatever else the machine does can only add to it."""
+    times = []
+    for _ in range(repeat):
+        before()
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def peak_flops() -> float:
@@ -133,42 +118,43 @@ def main() -> None:
     k, v = drawn(rng, T * Q * d), drawn(rng, T * Q * d)
     ring_k, ring_v = drawn(rng, W * Q * d), drawn(rng, W * Q * d)
     y, positions = aligned(T * H * d), args.position + np.arange(T)
-    scratch = [aligned(scratch_size(H, Q, d)) for _ in range(args.threads)]
-    other, sums = np.ones(1 << 26, np.float32), [aligned(LANES) for _ in range(args.threads)]
+    scratch = np.zeros((args.threads, scratch_size(H, Q, d)), np.float32)
+    ring, other = np.concatenate([ring_k, ring_v]), np.ones(1 << 26, np.float32)
+    sums = np.zeros((args.threads, LANES), np.float32)
 
-    def run(part, parts, tokens):
-        attend_alone(part, parts, q, k, v, y, ring_k, ring_v, 0, positions, 0, tokens,
-                     H, Q, d, W, scratch[part])  # fmt: skip
+    def run(threads, tokens):
+        set_num_threads(threads)
+        attend_all(threads, q, k, v, y, ring_k, ring_v, positions, tokens, H, Q, d, W, scratch)
 
-    run(0, 1, 1)
-    shape = f"H={H} Q={Q} d={d} W={W}, position {args.position}"
-    print(f"{shape}; scratch {scratch_size(H, Q, d) * 4 / 1024:.0f} KiB a thread")
+    def read(threads, what):
+        set_num_threads(threads)
+        read_all(what, threads, sums)
+
+    run(1, 1)
+    read(1, other)
+    print(f"H={H} Q={Q} d={d} W={W}, position {args.position}; "
+          f"scratch {scratch_size(H, Q, d) * 4 / 1024:.0f} KiB a thread")  # fmt: skip
     shares = []
     for _ in range(args.repeat):
         # The peak is taken anew each time, because the clock drifts.
         peak = peak_flops()
-        began = time.perf_counter()
-        run(0, 1, T)
-        rate = operations(T, args.position, W, H, d) / (time.perf_counter() - began)
+        rate = operations(T, args.position, W, H, d) / shortest(lambda: run(1, T), list, 1)
         shares.append((rate / peak, rate, peak))
     share, rate, peak = statistics.median_low(shares)
     print(f"{T} tokens, 1 thread: {rate / 1e9:.1f} GFLOP/s, {share:.2f} of a core's "
-          f"{peak / 1e9:.1f}; best {max(shares)[0]:.2f}")  # fmt: skip
+          f"{peak / 1e9:.1f}; best of {args.repeat} {max(shares)[0]:.2f}")  # fmt: skip
+    for n in sorted({1, args.threads}):
 
-    def evict(part):
-        read_all(part, args.threads, other, sums[part])
+        def evict(n=n):
+            read(n, other)
 
-    ring = np.concatenate([ring_k, ring_v])
-    evict(0)
-    for threads in sorted({1, args.threads}):
-        one = together(lambda part, n=threads: run(part, n, 1), threads, evict)
-        cached = together(lambda part, n=threads: run(part, n, 1), threads)
-        read = together(
-            lambda part, n=threads: read_all(part, n, ring, sums[part]), threads, evict
-        )
-        print(f"1 token, {threads} thread{'s' * (threads > 1)}: {one * 1e6:.0f} µs, in cache "
-              f"{cached * 1e6:.0f} µs; reading {ring.nbytes / 1e6:.1f} MB from memory "
-              f"{read * 1e6:.0f} µs: {one / read:.2f} x")  # fmt: skip
+        cold = shortest(lambda n=n: run(n, 1), evict, 5 * args.repeat)
+        warm = shortest(lambda n=n: run(n, 1), list, 5 * args.repeat)
+        memory = shortest(lambda n=n: read(n, ring), evict, 5 * args.repeat)
+        print(f"1 token, {n} thread{'s' * (n > 1)}: {cold * 1e6:.0f} µs, again "
+              f"{warm * 1e6:.0f} µs; reading {ring.nbytes / 1e6:.1f} MB from memory "
+              f"{memory * 1e6:.0f} µs: "
+              f"{cold / memory:.2f} x")  # fmt: skip
 
 
 if __name__ == "__main__":

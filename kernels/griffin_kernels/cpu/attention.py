@@ -1,15 +1,14 @@
 """Local attention on a CPU: W + 1 keys for each token, from a ring and from the call's own tokens.
 
-Keys are taken in blocks of sixteen positions, cut where the document's position is a multiple of
-sixteen, oldest first, with the online softmax of Milakov and Gimelshein (2018): a running maximum,
-the sum of weights below it, and the weighted sum of values, both scaled down when the maximum
-grows. A query goes through the blocks that hold a key which it sees, and through no others, so it
-meets the same operations whether it comes alone or among others, from whichever memory its keys
-are read.
+Keys are taken in blocks of 64 positions, cut where the position in the document is a multiple of
+64, oldest first, with the online softmax of Milakov and Gimelshein (2018): a running maximum, the
+sum of weights below it, and the weighted sum of values, both scaled down when the maximum grows. A
+query goes through the blocks that hold a key which it sees, and through no others, so it meets the
+same operations whether it comes alone or among others, and from whichever memory its keys are read.
 
-A few tokens, with all heads that share a key-value head, go through a block together: its keys and
-values stay in the first-level cache, and the loops of :mod:`.horizontal` keep the sums of four
-queries in registers.
+A few tokens, with all heads that share a key-value head, go through a block together: sixteen keys
+at a time, then a slice of the values at a time stay in the first-level cache, and the loops of
+:mod:`.horizontal` keep the sums of four queries in registers.
 """
 
 import math
@@ -18,6 +17,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from griffin_kernels.cpu.compiled import kernel
 from griffin_kernels.cpu.elementary import exp
 from griffin_kernels.cpu.horizontal import (
     add_weighted,
@@ -27,9 +27,8 @@ from griffin_kernels.cpu.horizontal import (
     fetch,
     highest,
     lane_0,
-    total,
 )
-from griffin_kernels.cpu.simd import LANES, broadcast, fma, load, maximum, select, store
+from griffin_kernels.cpu.simd import LANES, broadcast, lane_sum, load, maximum, select, store
 
 __all__ = ["attend", "attention", "scratch_size", "store_ring"]
 
@@ -40,6 +39,7 @@ enough that they and their sums stay in the second-level cache."""
 BLOCK = 64
 """Keys of a block: a query's sums are read and written once for each."""
 
+FLOAT_BYTES = 4
 SLICE = 64
 """Channels of a block's values that all queries go through before the next: 16 KiB."""
 
@@ -61,8 +61,15 @@ def attention(q: NDArray, k: NDArray, v: NDArray, positions: NDArray, window: in
     Returns
     -------
     array of shape (T, H, d), float32
+
+    Raises
+    ------
+    ValueError
+        If the first token does not start a document.
     """
     (T, H, d), Q = np.shape(q), np.shape(k)[1]
+    if T and positions[0] != 0:
+        raise ValueError(f"positions start at {positions[0]}, but nothing came before")
     wide = -(-d // LANES) * LANES
     q, k, v = (
         np.pad(np.asarray(z, np.float32), ((0, 0), (0, 0), (0, wide - d))) for z in (q, k, v)
@@ -83,7 +90,7 @@ def scratch_size(H: int, Q: int, d: int) -> int:
     return 2 * BLOCK * d + rows * (2 * d + BLOCK + 2 * LANES) + LANES
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def attend(
     part, parts, q, k, v, y, ring_k, ring_v, ring_at, positions, first, last, H, Q, d, W, scratch
 ):
@@ -114,6 +121,8 @@ def attend(
     scratch : array, float32
         This thread's own, :func:`scratch_size` elements, whatever they hold.
     """
+    # Numba counts a prange in uint64, and takes what mixes with int64 for float64.
+    part, parts = np.int64(part), np.int64(parts)
     length = max(QUERIES * Q // H, 1)
     tiles = (last - first + length - 1) // length
     head, heads, turn, turns = 0, H, part, parts
@@ -147,7 +156,7 @@ def _tile(
     tokens = stop - start
     rows = tokens * heads
     # Vectors that cross a cache line take twice as long to load.
-    gathered_k = (-(address_of(scratch, 0) // 4)) % LANES
+    gathered_k = (-(address_of(scratch, 0) // FLOAT_BYTES)) % LANES
     gathered_v = gathered_k + BLOCK * d
     queries = gathered_v + BLOCK * d
     sums = queries + rows * d
@@ -172,14 +181,14 @@ def _tile(
             max(base, position - W), min(base + BLOCK, final + 1), group, Q, d, W,
             scratch, gathered_k, gathered_v,
         )  # fmt: skip
-        for part in range(0, BLOCK, LANES):
-            some = max(base + part - position, 0)
-            end = min(base + part + LANES + W - position, tokens)
+        for at in range(0, BLOCK, LANES):
+            some = max(base + at - position, 0)
+            end = min(base + at + LANES + W - position, tokens)
             if some < end:
                 _score(
-                    keys + 4 * part * stride, values + 4 * part * stride, stride,
+                    keys + FLOAT_BYTES * at * stride, values + FLOAT_BYTES * at * stride, stride,
                     address_of(scratch, queries + some * heads * d), d,
-                    address_of(scratch, scores + some * heads * BLOCK + part),
+                    address_of(scratch, scores + some * heads * BLOCK + at),
                     (end - some) * heads,
                 )  # fmt: skip
         # Tokens that see some of the block, and among them those that see all of it.
@@ -208,7 +217,7 @@ def _tile(
     for t in range(tokens):
         for h in range(heads):
             row = t * heads + h
-            weight = total(load(scratch, weights + row * LANES))
+            weight = broadcast(lane_sum(load(scratch, weights + row * LANES)))
             target = ((start + t) * H + low + h) * d
             for c in range(0, d, LANES):
                 store(y, target + c, load(scratch, sums + row * d + c) / weight)
@@ -232,46 +241,56 @@ def _rows(
         at = ring_at + (slot * Q + group) * d
         return address_of(ring_k, at), address_of(ring_v, at), Q * d
     for p in range(base, base + BLOCK):
-        to = (p - base) * d
+        to_k, to_v = gathered_k + (p - base) * d, gathered_v + (p - base) * d
         if not oldest <= p < newest:
-            for c in range(0, d, LANES):
-                store(scratch, gathered_k + to + c, broadcast(ZERO))
-                store(scratch, gathered_v + to + c, broadcast(ZERO))
+            _clear(scratch, scratch, to_k, to_v, d)
         elif origin + p >= first:
-            at = ((origin + p) * Q + group) * d
-            for c in range(0, d, LANES):
-                store(scratch, gathered_k + to + c, load(k, at + c))
-                store(scratch, gathered_v + to + c, load(v, at + c))
+            _copy(k, v, ((origin + p) * Q + group) * d, scratch, scratch, to_k, to_v, d)
         else:
             at = ring_at + (p % W * Q + group) * d
-            for c in range(0, d, LANES):
-                store(scratch, gathered_k + to + c, load(ring_k, at + c))
-                store(scratch, gathered_v + to + c, load(ring_v, at + c))
+            _copy(ring_k, ring_v, at, scratch, scratch, to_k, to_v, d)
     return address_of(scratch, gathered_k), address_of(scratch, gathered_v), d
+
+
+@njit(error_model="numpy")
+def _copy(k, v, at, to_k, to_v, at_k, at_v, n):
+    """Copy n numbers of keys and of values."""
+    for c in range(0, n, LANES):
+        store(to_k, at_k + c, load(k, at + c))
+        store(to_v, at_v + c, load(v, at + c))
+
+
+@njit(error_model="numpy")
+def _clear(to_k, to_v, at_k, at_v, n):
+    """Write n zeros as keys and as values."""
+    for c in range(0, n, LANES):
+        store(to_k, at_k + c, broadcast(ZERO))
+        store(to_v, at_v + c, broadcast(ZERO))
 
 
 @njit(error_model="numpy")
 def _score(keys, values, stride, queries, d, scores, rows):
     """Scores of queries with sixteen keys, four queries at a time.
 
-    Meanwhile the values of these keys are asked for, and the next sixteen keys: the processor's
-    own prefetching loses track where rows are read four at a time.
+    Meanwhile the values of these keys are asked for, and the next sixteen keys: the processor
+    does not foresee them, because keys are read four at a time.
     """
-    row, asked = 0, 0
+    row, asked, row_bytes = 0, 0, FLOAT_BYTES * stride
     while row < rows:
-        more = 2 * LANES * min(row + 4, rows) // rows
-        for i in range(asked, more):
-            ahead = values + 2 * i * stride if i % 2 == 0 else keys + 2 * (i + 2*LANES-1) * stride
-            fetch(ahead, 4 * d)
-        asked = more
+        share = 2 * LANES * min(row + 4, rows) // rows
+        for i in range(asked, share):
+            ahead = values + i // 2 * row_bytes if i % 2 else keys + (LANES + i // 2) * row_bytes
+            fetch(ahead, FLOAT_BYTES * d)
+        asked = share
+        query, score = queries + FLOAT_BYTES * row * d, scores + FLOAT_BYTES * row * BLOCK
         if row + 4 <= rows:
-            dots(4, keys, stride, queries + 4 * row * d, d, scores + 4 * row * BLOCK, BLOCK)
+            dots(4, keys, stride, query, d, score, BLOCK)
             row += 4
         elif row + 2 <= rows:
-            dots(2, keys, stride, queries + 4 * row * d, d, scores + 4 * row * BLOCK, BLOCK)
+            dots(2, keys, stride, query, d, score, BLOCK)
             row += 2
         else:
-            dots(1, keys, stride, queries + 4 * row * d, d, scores + 4 * row * BLOCK, BLOCK)
+            dots(1, keys, stride, query, d, score, BLOCK)
             row += 1
 
 
@@ -281,9 +300,7 @@ def _soften(scratch, score, peak, weight, sums, d, before, tally):
     if tally - before < BLOCK:
         for i in range(0, BLOCK, LANES):
             seen = between(before - i, tally - i)
-            store(
-                scratch, score + i, select(seen, load(scratch, score + i), broadcast(HIDDEN))
-            )
+            store(scratch, score + i, select(seen, load(scratch, score + i), broadcast(HIDDEN)))
     a, b = load(scratch, score), load(scratch, score + LANES)
     c, e = load(scratch, score + 2 * LANES), load(scratch, score + 3 * LANES)
     old, mine = load(scratch, peak), load(scratch, weight)
@@ -306,58 +323,41 @@ def _soften(scratch, score, peak, weight, sums, d, before, tally):
 @njit(error_model="numpy")
 def _mix(values, stride, weights, before, tally, sums, d, rows):
     """Add a block's values ``before`` to ``tally - 1`` by their weights, four queries at a time."""
-    # Few queries need no slices: they read a value about as often as memory gives it.
+    # A slice pays when it is read again and again; alone, a query wants all its sums at once.
     width = SLICE if rows >= 16 else d
     for c in range(0, d, width):
-        n, v, s, row = min(width, d - c), values + 4 * c, sums + 4 * c, 0
-        while row + 4 <= rows:
-            add_weighted(4, v, stride, weights + 4 * row * BLOCK, BLOCK, before, tally,
-                         s + 4 * row * d, d, n)  # fmt: skip
-            row += 4
-        if row + 2 <= rows:
-            add_weighted(2, v, stride, weights + 4 * row * BLOCK, BLOCK, before, tally,
-                         s + 4 * row * d, d, n)  # fmt: skip
-            row += 2
-        if row < rows:
-            add_weighted(1, v, stride, weights + 4 * row * BLOCK, BLOCK, before, tally,
-                         s + 4 * row * d, d, n)  # fmt: skip
+        n, value, row = min(width, d - c), values + FLOAT_BYTES * c, 0
+        while row < rows:
+            weight = weights + FLOAT_BYTES * row * BLOCK
+            mixed = sums + FLOAT_BYTES * (row * d + c)
+            if row + 4 <= rows:
+                add_weighted(4, value, stride, weight, BLOCK, before, tally, mixed, d, n)
+                row += 4
+            elif row + 2 <= rows:
+                add_weighted(2, value, stride, weight, BLOCK, before, tally, mixed, d, n)
+                row += 2
+            else:
+                add_weighted(1, value, stride, weight, BLOCK, before, tally, mixed, d, n)
+                row += 1
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def store_ring(part, parts, k, v, ring_k, ring_v, ring_at, positions, first, last, Q, d, W):
-    """One thread's part of writing a text's tokens into its ring, after all have attended.
+    """One thread's part of writing a text's tokens into its ring, after all threads have attended.
 
     The last W tokens of the current document are kept. If it starts among the tokens, slots that
     it has not reached become zero. Threads share the slots; parameters are :func:`attend`'s.
     """
-    if first == last:
+    if first >= last:
         return
-    seen = positions[last - 1] + 1
-    origin = last - seen  # the token at position 0
+    part, parts = np.int64(part), np.int64(parts)
+    seen, n = positions[last - 1] + 1, Q * d
+    origin = last - seen  # the token at position 0, before ``first`` where the ring continues
     low, high = W * part // parts, W * (part + 1) // parts
-    if origin >= first:
-        for i in range(min(low, seen) if seen < W else high, high):
-            if i >= seen:
-                _fill(ring_k, ring_v, ring_at + i * Q * d, Q * d)
     for p in range(max(seen - min(W, last - first), 0), seen):
-        slot = p % W
-        if low <= slot < high:
-            _copy(
-                k, v, (origin + p) * Q * d, ring_k, ring_v, ring_at + slot * Q * d, Q * d
-            )
-
-
-@njit(error_model="numpy")
-def _fill(ring_k, ring_v, at, n):
-    """Zeros for n keys and values."""
-    for c in range(0, n, LANES):
-        store(ring_k, at + c, broadcast(ZERO))
-        store(ring_v, at + c, broadcast(ZERO))
-
-
-@njit(error_model="numpy")
-def _copy(k, v, source, ring_k, ring_v, at, n):
-    """Copy n numbers of keys and values."""
-    for c in range(0, n, LANES):
-        store(ring_k, at + c, load(k, source + c))
-        store(ring_v, at + c, load(v, source + c))
+        if low <= p % W < high:
+            slot = ring_at + p % W * n
+            _copy(k, v, (origin + p) * n, ring_k, ring_v, slot, slot, n)
+    empty = max(low, seen)
+    if origin >= first and empty < high:
+        _clear(ring_k, ring_v, ring_at + empty * n, ring_at + empty * n, (high - empty) * n)

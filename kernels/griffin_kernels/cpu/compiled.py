@@ -90,9 +90,13 @@ class _Cache(caching.Cache):
     _impl_class = _Implementation
 
 
-def kernel(function):
-    """Compile a function that runs without the interpreter lock, and keep the result on disk."""
-    dispatcher = njit(nogil=True, error_model="numpy")(function)
+def kernel(function, **options):
+    """Compile a function that runs without the interpreter lock, and keep the result on disk.
+
+    Never ``cache=True``: Numba refuses that where neither sources nor home can be written, and
+    takes old code for new when only a function that is called from another file has changed.
+    """
+    dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
     if cache_folder() is not None:
         dispatcher._cache = _Cache(function)
     return dispatcher

@@ -38,7 +38,6 @@ __all__ = [
     "fetch",
     "highest",
     "lane_0",
-    "total",
 ]
 
 ACCUMULATORS = 16 if "avx512f" in FEATURES else 4
@@ -58,29 +57,18 @@ def shuffled(builder, a, b, lanes):
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INT32, len(lanes)), list(lanes)))
 
 
-def across(name: str, combine, about: str):
-    """All lanes combined pairwise, 8 apart, then 4, 2 and 1; the result is in every lane."""
+@intrinsic
+def highest(typing, value):
+    """``highest(vector)``: largest of all lanes, in every lane; anything if one is NaN."""
 
-    def folded(typing, value):
-        def generate(context, builder, signature, args):
-            (x,) = args
-            for distance in (8, 4, 2, 1):
-                other = shuffled(builder, x, x, [lane ^ distance for lane in range(LANES)])
-                x = combine(builder, x, other)
-            return x
+    def generate(context, builder, signature, args):
+        (x,) = args
+        for distance in (8, 4, 2, 1):
+            other = shuffled(builder, x, x, [lane ^ distance for lane in range(LANES)])
+            x = builder.select(builder.fcmp_ordered("<", x, other), other, x)
+        return x
 
-        return (FLOATS(value), generate) if value is FLOATS else None
-
-    folded.__name__ = folded.__qualname__ = name
-    folded.__doc__ = about
-    return intrinsic(folded)
-
-
-total = across("total", lambda b, x, y: b.fadd(x, y), "Sum of all lanes, in every lane.")
-highest = across(
-    "highest", lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), y, x),
-    "Largest of all lanes, in every lane; anything if one is NaN.",
-)  # fmt: skip
+    return (FLOATS(value), generate) if value is FLOATS else None
 
 
 @intrinsic
@@ -141,7 +129,7 @@ def fetch(typing, where, size):
             builder.call(function, [at, *(ir.Constant(INT32, n) for n in (0, 2, 1))])
             return []
 
-        loop(builder, ir.Constant(INT64, 0), size, 64, [], line)
+        loop(builder, number(0), size, 64, [], line)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate

@@ -44,6 +44,10 @@ def physical_cores() -> int:
     return max(1, (os.cpu_count() or 2) // 2)
 
 
+_busy = threading.RLock()
+"""One for all pools: models keep their buffers when the number of threads changes."""
+
+
 class Pool:
     """A number of threads that run the same compiled function, each with its part.
 
@@ -61,7 +65,7 @@ class Pool:
     def __init__(self, threads: int):
         self.threads = threads
         self.sync = np.zeros(SYNC_SIZE, np.int64)
-        self.busy = threading.RLock()
+        self.busy = _busy
         self._starts = [threading.Semaphore(0) for _ in range(threads - 1)]
         self._finished = threading.Semaphore(0)
         self._job: tuple[Callable, tuple] | None = None
@@ -110,7 +114,7 @@ class Pool:
             self._finished.release()
 
 
-_pool: Pool | None = None
+_pools: dict[int, Pool] = {}
 _wanted: int | None = None
 _lock = threading.Lock()
 
@@ -120,12 +124,11 @@ def pool() -> Pool:
 
     By default there is one for each physical core.
     """
-    global _pool
     wanted = _wanted or int(os.environ.get("GRIFFIN_NP_THREADS") or 0) or physical_cores()
     with _lock:
-        if _pool is None or _pool.threads != wanted:
-            _pool = Pool(wanted)
-        return _pool
+        if wanted not in _pools:
+            _pools[wanted] = Pool(wanted)
+        return _pools[wanted]
 
 
 def set_threads(threads: int | None) -> None:
@@ -144,10 +147,9 @@ def set_threads(threads: int | None) -> None:
 
 def _after_fork() -> None:
     """A child process has none of its parent's threads."""
-    global _pool, _lock
-    _lock = threading.Lock()
-    if _pool is not None:
-        _pool = Pool(_pool.threads)
+    global _busy, _lock
+    _busy, _lock = threading.RLock(), threading.Lock()
+    _pools.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -6,10 +6,13 @@ state, and keeps everything in between in registers. Threads share out the chann
 meet; within a thread time runs outermost, so that memory is read in long rows.
 """
 
+from functools import partial
+
 import numpy as np
 from numba import get_num_threads, njit, prange
 from numpy.typing import NDArray
 
+from griffin_kernels.cpu.compiled import kernel
 from griffin_kernels.cpu.elementary import exp, expm1, sigmoid
 from griffin_kernels.cpu.simd import (
     LANES,
@@ -119,7 +122,7 @@ def _share(part, parts, R):
     return min(part * width, R), min((part + 1) * width, R)
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@partial(kernel, parallel=True)
 def _scan(a, x, h, y, T, R, parts):
     for part in prange(parts):
         first, last = _share(part, parts, R)
@@ -158,7 +161,7 @@ def _step(u, z_r, z_i, rate, h, starts):
     return fma(a, h, multiplier * gated)
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@partial(kernel, parallel=True)
 def _rg_lru(u, z_r, z_i, rate, positions, h, y, T, R, parts):
     for part in prange(parts):
         first, last = _share(part, parts, R)
@@ -180,7 +183,7 @@ def _rg_lru(u, z_r, z_i, rate, positions, h, y, T, R, parts):
                 store_first(y, o, n, state)
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@partial(kernel, parallel=True)
 def _decay(r, rate, a, multiplier, T, R):
     for t in prange(T):
         for c in range(0, R, LANES):
