@@ -557,7 +557,7 @@ def renamed(header, old: str, new: str) -> None:
         (lambda h, c: renamed(h, "embedding.scale", "scale"), "lacks embedding.scale"),
         (
             lambda h, c: h["__metadata__"].update(config=h["__metadata__"]["config"].replace("61", "99")),
-            "embedding has",
+            "embedding is uint8 with",
         ),
     ],
 )  # fmt: skip

@@ -124,7 +124,10 @@ def pool() -> Pool:
 
     By default there is one for each physical core.
     """
-    wanted = _wanted or int(os.environ.get("GRIFFIN_NP_THREADS") or 0) or physical_cores()
+    asked = os.environ.get("GRIFFIN_NP_THREADS") or "0"
+    if not asked.isdigit():
+        raise ConfigError(f"GRIFFIN_NP_THREADS must be a number of threads, got {asked!r}")
+    wanted = _wanted or int(asked) or physical_cores()
     with _lock:
         if wanted not in _pools:
             _pools[wanted] = Pool(wanted)
