@@ -455,7 +455,7 @@ def test_other_dtypes_are_refused():
         gnp.load(backend="jax", dtype="float64")
     with pytest.raises(ConfigError, match="computes in float32, got float64"):
         JaxModel(SMALL, random_parameters(SMALL, 0, "float64"))
-    with pytest.raises(ConfigError, match="choose one of numpy, jax"):
+    with pytest.raises(ConfigError, match="choose one of numpy, numba, jax"):
         gnp.load(backend="tpu")
 
 
