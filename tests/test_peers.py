@@ -94,7 +94,7 @@ def test_folders_that_transformers_writes_load(tmp_path):
     theirs = peer(tmp_path / "ours")
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size="30KB")
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
-    model = gnp.load(tmp_path / "theirs", window=STANDARD.window)
+    model = gnp.load(tmp_path / "theirs", backend="numpy", window=STANDARD.window)
     assert model.config == STANDARD
     expected, chain = random_model(STANDARD)([[1, 2, 3]])[0], longest_chain(STANDARD, 3)
     assert_close(model([[1, 2, 3]])[0], expected, "float32", chain=chain)
@@ -108,7 +108,7 @@ def test_the_window_override_is_transformers_own_window(tmp_path):
     theirs = peer(tmp_path / "m", attention_window_size=STANDARD.window)
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens), use_cache=False).logits.numpy()
-    same = gnp.load(tmp_path / "m", window=STANDARD.window - 1)
+    same = gnp.load(tmp_path / "m", backend="numpy", window=STANDARD.window - 1)
     chain, within = longest_chain(STANDARD, 30), slice(0, STANDARD.window)
     assert_close(same(tokens)[0], expected, "float32", chain=chain)
     ours = model(tokens)[0]
@@ -121,7 +121,7 @@ def test_the_demo_model_loads_and_agrees():
     """With either window, transformers' rule taken into account."""
     from griffin_np.backends import DEMO
 
-    model = gnp.load()
+    model = gnp.load(backend="numpy")
     ids = model.tokenizer.encode("Once upon a time, there was a little dog named Max. " * 20)
     tokens = np.array([ids])
     assert tokens.shape[1] > model.config.window + 20
