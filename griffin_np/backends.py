@@ -39,7 +39,7 @@ DEMO = Path(__file__).parent / "demo"
 
 def default_backend(dtype: str | None = None) -> str:
     """The CPU engine where Numba is installed and has the dtype, else the reference."""
-    if dtype is not None and str(dtype) == "float64":
+    if dtype in ("float64", np.float64):
         return "numpy"
     return "numba" if importlib.util.find_spec("numba") else "numpy"
 

@@ -113,10 +113,7 @@ def random_model(args: argparse.Namespace) -> Model:
     config = GriffinConfig.preset(args.preset)
     if args.window is not None:
         config = config.replace(window=args.window)
-    make = getattr(backends, "random", None)
-    if make is None:
-        return backends.init(config, 0, args.backend, args.dtype)
-    return make(config, args.backend, args.dtype, 0)
+    return backends.random(config, args.backend, args.dtype)
 
 
 def as_text(facts: dict, name: str, model: Model) -> str:
