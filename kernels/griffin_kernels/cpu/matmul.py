@@ -52,7 +52,6 @@ __all__ = [
     "INT8",
     "TILE_LAYOUT",
     "WIDENED",
-    "panel_bytes",
     "product",
     "scratch_bytes",
 ]
@@ -87,11 +86,6 @@ TILE_LAYOUT[16:32:2] = 64
 TILE_LAYOUT[48:56] = 16
 
 
-def panel_bytes(kind: int, inputs: int) -> int:
-    """Bytes of 32 outputs of ``inputs`` (a multiple of 64)."""
-    return inputs * PANEL * BITS[kind] // 8
-
-
 def scratch_bytes(inputs: int) -> int:
     """Bytes that :func:`product` needs for itself."""
     return 2 * STRIP + PANEL * inputs
@@ -104,83 +98,69 @@ def line_of(row, lines):
 
 
 @njit(error_model="numpy")
-def panel_of_floats(kind, weights, w, activations, rows, K, out, o, ld):
-    """Float32 or bfloat16 weights, fused multiply-adds."""
-    lines = K // 32 if kind == BFLOAT16 else K // 16
-    row = 0
-    while row < rows:
-        at, put = line_of(row, lines), o + row * ld
-        if rows == 1:
-            one = zeros_of_one()
-            if kind == FLOAT32:
-                for i in range(lines):
-                    one = add_float32(one, weights, w + i * 2048, activations, at + i * TILE)
-            elif kind == WIDENED:
-                for i in range(lines):
-                    one = add_widened(one, weights, w + i * 1024, activations, at + i * TILE)
-            else:
-                for i in range(lines):
-                    one = add_bfloat16(one, weights, w + i * 2048, activations, at + i * TILE)
-            store_tile(one, out, put, ld)
-            row += 1
-        else:
-            many = zeros_of_rows()
-            if kind == FLOAT32:
-                for i in range(lines):
-                    many = add_float32(many, weights, w + i * 2048, activations, at + i * TILE)
-            elif kind == WIDENED:
-                for i in range(lines):
-                    many = add_widened(many, weights, w + i * 1024, activations, at + i * TILE)
-            else:
-                for i in range(lines):
-                    many = add_bfloat16(many, weights, w + i * 2048, activations, at + i * TILE)
-            store_tile(many, out, put, ld)
-            row += TILE_ROWS
+def sum_floats(tile, kind, weights, w, activations, at, lines):
+    """All inputs of a panel added to a tile: float32 or bfloat16 weights."""
+    if kind == FLOAT32:
+        for i in range(lines):
+            tile = add_float32(tile, weights, w + i * 2048, activations, at + i * TILE)
+    elif kind == WIDENED:
+        for i in range(lines):
+            tile = add_widened(tile, weights, w + i * 1024, activations, at + i * TILE)
+    else:
+        for i in range(lines):
+            tile = add_bfloat16(tile, weights, w + i * 2048, activations, at + i * TILE)
+    return tile
 
 
 @njit(error_model="numpy")
-def panel_of_integers(
+def sum_integers(
+    tile, kind, weights, w, scales, s, activations, at, steps, corrections, g, groups
+):  # fmt: skip
+    """All inputs of a panel added to a tile: int8 or int4 weights."""
+    if kind == INT8:
+        for i in range(groups):
+            tile = add_int8(
+                tile, weights, w + i * 2 * STRIP, scales, s + i * PANEL, activations,
+                at + i * TILE, steps, corrections, g + i * BLOCK_ROWS,
+            )  # fmt: skip
+    else:
+        for i in range(groups):
+            tile = add_int4(
+                tile, weights, w + i * STRIP, scales, s + i * PANEL, activations,
+                at + i * TILE, steps, corrections, g + i * BLOCK_ROWS,
+            )  # fmt: skip
+    return tile
+
+
+@njit(error_model="numpy")
+def panel_in_registers(
     kind, weights, w, scales, s, activations, steps, corrections, rows, K, out, o, ld
 ):
-    """Integer weights, dot instructions."""
+    """One panel for all rows: a single row by itself, or TILE_ROWS at a time."""
     groups = K // GROUP
-    size = GROUP * PANEL if kind == INT8 else GROUP * PANEL // 2
+    lines = groups * BYTES_PER_INPUT[kind]
+    integers = kind in (INT8, INT4)
     row = 0
     while row < rows:
-        at, put = line_of(row, groups), o + row * ld
+        at, put = line_of(row, lines), o + row * ld
         g = row // BLOCK_ROWS * groups * BLOCK_ROWS + row % BLOCK_ROWS
         if rows == 1:
             one = zeros_of_one()
-            if kind == INT8:
-                for i in range(groups):
-                    one = add_int8(
-                        one, weights, w + i * size, scales, s + i * PANEL, activations,
-                        at + i * TILE, steps, corrections, g + i * BLOCK_ROWS,
-                    )  # fmt: skip
+            if integers:
+                one = sum_integers(one, kind, weights, w, scales, s, activations, at, steps,
+                                   corrections, g, groups)  # fmt: skip
             else:
-                for i in range(groups):
-                    one = add_int4(
-                        one, weights, w + i * size, scales, s + i * PANEL, activations,
-                        at + i * TILE, steps, corrections, g + i * BLOCK_ROWS,
-                    )  # fmt: skip
+                one = sum_floats(one, kind, weights, w, activations, at, lines)
             store_tile(one, out, put, ld)
-            row += 1
+            return
+        many = zeros_of_rows()
+        if integers:
+            many = sum_integers(many, kind, weights, w, scales, s, activations, at, steps,
+                                corrections, g, groups)  # fmt: skip
         else:
-            many = zeros_of_rows()
-            if kind == INT8:
-                for i in range(groups):
-                    many = add_int8(
-                        many, weights, w + i * size, scales, s + i * PANEL, activations,
-                        at + i * TILE, steps, corrections, g + i * BLOCK_ROWS,
-                    )  # fmt: skip
-            else:
-                for i in range(groups):
-                    many = add_int4(
-                        many, weights, w + i * size, scales, s + i * PANEL, activations,
-                        at + i * TILE, steps, corrections, g + i * BLOCK_ROWS,
-                    )  # fmt: skip
-            store_tile(many, out, put, ld)
-            row += TILE_ROWS
+            many = sum_floats(many, kind, weights, w, activations, at, lines)
+        store_tile(many, out, put, ld)
+        row += TILE_ROWS
 
 
 @njit(error_model="numpy")
@@ -283,7 +263,7 @@ def product(
     Parameters
     ----------
     kind : int
-        FLOAT32, BFLOAT16, INT8 or INT4.
+        FLOAT32, BFLOAT16, INT8, INT4 or WIDENED.
     tiles : bool
         Use AMX; the same for all calls of a process.
     weights : array, uint8
@@ -318,20 +298,15 @@ def product(
         tile_config(layout)
     for panel in range(first, last):
         w, s, o = panel * size, panel * PANEL * (K // GROUP), (panel - first) * PANEL
-        if not integers:
-            if in_tiles:
-                panel_of_bfloat16_in_tiles(weights, w, activations, rows, K, out, o, ld)
-            else:
-                panel_of_floats(kind, weights, w, activations, rows, K, out, o, ld)
-        elif in_tiles:
+        if in_tiles and integers:
             panel_of_integers_in_tiles(
-                kind, weights, w, scales, s, activations, steps, rows, K, out, o, ld,
-                scratch,
-            )  # fmt: skip
+                kind, weights, w, scales, s, activations, steps, rows, K, out, o, ld, scratch
+            )
+        elif in_tiles:
+            panel_of_bfloat16_in_tiles(weights, w, activations, rows, K, out, o, ld)
         else:
-            panel_of_integers(
-                kind, weights, w, scales, s, activations, steps, corrections, rows, K,
-                out, o, ld,
-            )  # fmt: skip
+            panel_in_registers(
+                kind, weights, w, scales, s, activations, steps, corrections, rows, K, out, o, ld
+            )
     if in_tiles:
         tile_release()

@@ -1,6 +1,8 @@
 """AVX-512 VNNI: sixty-four products of unsigned weights and signed activations at a time."""
 
-from griffin_kernels.cpu.isa.common import QUADS, Words
+from llvmlite import ir
+
+from griffin_kernels.cpu.isa.common import I32, Words
 
 __all__ = ["TILE_ROWS", "emit_int4", "emit_int8"]
 
@@ -15,14 +17,7 @@ def dot(w: Words, total, weights, activations):
 def emit_int8(builder, weights, rows, corrections):
     """Products of one group of int8 weights."""
     w = Words(builder, 16)
-    totals = [w.splat(c) for c in corrections for _ in range(2)]
-    for q in range(QUADS):
-        halves = [w.load(weights, 128 * q), w.load(weights, 128 * q + 64)]
-        for r, row in enumerate(rows):
-            a = w.quad(row, q)
-            for i, half in enumerate(halves):
-                totals[2 * r + i] = dot(w, totals[2 * r + i], half, a)
-    return totals
+    return w.products(dot, w.int8_parts, weights, rows, corrections)
 
 
 def emit_int4(builder, weights, rows, corrections):
@@ -32,16 +27,16 @@ def emit_int4(builder, weights, rows, corrections):
     shifted back: exact, and a shift less for every sixty-four weights.
     """
     w = Words(builder, 16)
-    totals = []
-    for c in corrections:
-        splat = w.splat(c)
-        totals += [splat, builder.shl(splat, w.const(4))]
-    low, high = w.const(0x0F0F0F0F), w.const(0xF0F0F0F0 - (1 << 32))
-    for q in range(QUADS):
-        packed = w.load(weights, 64 * q)
-        halves = [builder.and_(packed, low), builder.and_(packed, high)]
-        for r, row in enumerate(rows):
-            a = w.quad(row, q)
-            for i, half in enumerate(halves):
-                totals[2 * r + i] = dot(w, totals[2 * r + i], half, a)
-    return [builder.ashr(t, w.const(4)) if i % 2 else t for i, t in enumerate(totals)]
+    low, high, four = w.const(0x0F0F0F0F), w.const(0xF0F0F0F0 - (1 << 32)), w.const(4)
+
+    def halves(pointer, q):
+        packed = w.load(pointer, 64 * q)
+        return [builder.and_(packed, low), builder.and_(packed, high)]
+
+    zero = [ir.Constant(I32, 0) for _ in corrections]
+    totals = w.products(dot, halves, weights, rows, zero)
+    result = []
+    for i, total in enumerate(totals):
+        exact = builder.ashr(total, four) if i % 2 else total
+        result.append(builder.add(exact, w.splat(corrections[i // 2])))
+    return result

@@ -71,3 +71,38 @@ class Words:
                 self.ints,
             )
         return self.b.and_(packed, self.const(0x0F0F0F0F))
+
+    def int8_parts(self, weights, q: int):
+        """Weights of quad q of a panel, as they are stored."""
+        step = 4 * self.lanes
+        return [self.load(weights, 4 * PANEL * q + at) for at in range(0, 4 * PANEL, step)]
+
+    def int4_parts(self, weights, q: int):
+        """The same out of half-bytes: first all low halves, then all high ones."""
+        step = 4 * self.lanes
+        packed = [self.load(weights, 2 * PANEL * q + at) for at in range(0, 2 * PANEL, step)]
+        return [self.nibbles(p, high) for high in (False, True) for p in packed]
+
+    def products(self, dot, parts, weights, rows, corrections):
+        """Sums of a group, two vectors of sixteen lanes for each row.
+
+        ``parts(weights, q)`` gives the weights of a quad, ``dot(words, total, weights,
+        activations)`` adds four products to every lane of ``total``.
+        """
+        n = PANEL // self.lanes
+        totals = [self.splat(c) for c in corrections for _ in range(n)]
+        for q in range(QUADS):
+            pieces = parts(weights, q)
+            for r, row in enumerate(rows):
+                a = self.quad(row, q)
+                for i, piece in enumerate(pieces):
+                    totals[n * r + i] = dot(self, totals[n * r + i], piece, a)
+        return self.sixteen(totals)
+
+    def sixteen(self, totals):
+        """Neighbouring vectors joined until they have sixteen lanes."""
+        words = self
+        while words.lanes < 16:
+            totals = [words.joined(*totals[i : i + 2]) for i in range(0, len(totals), 2)]
+            words = Words(self.b, 2 * words.lanes)
+        return totals

@@ -1,6 +1,6 @@
 """Any processor: bytes are cut out of the lanes with shifts, multiplied and added in 32 bits."""
 
-from griffin_kernels.cpu.isa.common import QUADS, Words
+from griffin_kernels.cpu.isa.common import Words
 
 __all__ = ["TILE_ROWS", "emit_int4", "emit_int8"]
 
@@ -24,25 +24,10 @@ def dot(w: Words, total, weights, activations):
 def emit_int8(builder, weights, rows, corrections):
     """Products of one group of int8 weights."""
     w = Words(builder, 16)
-    totals = [w.splat(c) for c in corrections for _ in range(2)]
-    for q in range(QUADS):
-        halves = [w.load(weights, 128 * q), w.load(weights, 128 * q + 64)]
-        for r, row in enumerate(rows):
-            a = w.quad(row, q)
-            for i, half in enumerate(halves):
-                totals[2 * r + i] = dot(w, totals[2 * r + i], half, a)
-    return totals
+    return w.products(dot, w.int8_parts, weights, rows, corrections)
 
 
 def emit_int4(builder, weights, rows, corrections):
     """Products of one group of int4 weights."""
     w = Words(builder, 16)
-    totals = [w.splat(c) for c in corrections for _ in range(2)]
-    for q in range(QUADS):
-        packed = w.load(weights, 64 * q)
-        halves = [w.nibbles(packed, high) for high in (False, True)]
-        for r, row in enumerate(rows):
-            a = w.quad(row, q)
-            for i, half in enumerate(halves):
-                totals[2 * r + i] = dot(w, totals[2 * r + i], half, a)
-    return totals
+    return w.products(dot, w.int4_parts, weights, rows, corrections)
