@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from griffin_kernels.cpu.matmul import BITS, FLOAT32, WIDENED
-from griffin_kernels.cpu.weights import KINDS, Layout, packed_sizes
+from griffin_kernels.cpu.matmul import FLOAT32, WIDENED
+from griffin_kernels.cpu.weights import KINDS, gate_bytes, packed_forms
 from griffin_np.base import GenerationDefaults
 from griffin_np.checkpoints.files import SafetensorsFile
 from griffin_np.config import GriffinConfig
@@ -73,14 +73,12 @@ class PackedFolder:
 
     def arrays(self) -> Iterable[tuple[str, NDArray]]:
         """Packed arrays by name, views into the memory map."""
-        expected = packed_sizes(self.config, self.dtype)
-        for name, size in expected.items():
+        for name, (kind, size) in packed_forms(self.config, self.dtype).items():
             if name not in self.file.names:
                 raise CheckpointError(f"{self.file.path} lacks {name}: convert the model again")
             array = self.file.array(name)
-            if name.endswith((".w_a", ".w_x")):
+            if size is None:
                 size = self._gate_size(f"{name}.kind")
-            kind = dtype_of(name)
             if array.size != size or array.dtype != kind:
                 raise CheckpointError(
                     f"{self.file.path}: {name} is {array.dtype} with {array.size} elements, "
@@ -93,19 +91,7 @@ class PackedFolder:
         kinds = self.file.array(name) if name in self.file.names else np.empty(0)
         if kinds.size != 1 or int(kinds[0]) not in (FLOAT32, WIDENED):
             raise CheckpointError(f"{self.file.path}: {name} is damaged: convert the model again")
-        layout = Layout(self.config)
-        return layout.lru_width * layout.gate_width * BITS[int(kinds[0])] // 8
-
-
-def dtype_of(name: str) -> np.dtype:
-    """Dtype of a packed array by its name."""
-    if name.endswith(".kind"):
-        return np.dtype(np.int32)
-    if name.endswith(".scale"):
-        return np.dtype(np.uint16)
-    matrix = name.endswith(".weight") and not name.endswith("conv.weight")
-    gates = name.endswith((".w_a", ".w_x"))
-    return np.dtype(np.uint8 if name == "embedding" or matrix or gates else np.float32)
+        return gate_bytes(self.config, int(kinds[0]))
 
 
 def write_folder(

@@ -4,8 +4,8 @@ import contextlib
 import os
 from pathlib import Path
 
-from griffin_kernels.cpu.matmul import BITS, WIDENED
-from griffin_kernels.cpu.weights import KINDS, Layout, packed_sizes
+from griffin_kernels.cpu.matmul import WIDENED
+from griffin_kernels.cpu.weights import KINDS, gate_bytes, packed_forms
 from griffin_np.config import GriffinConfig
 from griffin_np.errors import ConfigError
 
@@ -17,16 +17,9 @@ BUFFERS = 300_000_000
 
 def needed(config: GriffinConfig, dtype: str) -> int:
     """Bytes of a model's packed weights, its state and everything that it works in."""
-    layout, total = Layout(config), 0
-    for name, size in packed_sizes(config, dtype).items():
-        if size is None:
-            total += layout.lru_width * layout.gate_width * BITS[WIDENED] // 8
-        elif name.endswith(".scale"):
-            total += 2 * size
-        elif name == "embedding" or (name.endswith(".weight") and ".conv." not in name):
-            total += size
-        else:
-            total += 4 * size
+    total = 0
+    for form, size in packed_forms(config, dtype).values():
+        total += gate_bytes(config, WIDENED) if size is None else form.itemsize * size
     return total + config.state_bytes(1, 4) + BUFFERS
 
 

@@ -26,8 +26,9 @@ __all__ = [
     "Layout",
     "address_table",
     "check_groups",
+    "gate_bytes",
     "packed",
-    "packed_sizes",
+    "packed_forms",
     "parameters_of",
     "random",
 ]
@@ -73,7 +74,7 @@ class Layout:
         A = places(c.num_heads, c.head_dim, self.head_dim, self.attention_width)
         K = places(c.num_kv_heads, c.head_dim, self.head_dim, self.key_width)
         V = places(1, c.vocab_size, self.vocab, self.vocab)
-        self.lru_places = R
+        self.width_places, self.lru_places = D, R
         self.matrices: dict[str, tuple[NDArray | None, NDArray | None]] = {
             "recurrent.linear_y": (R, D), "recurrent.linear_x": (R, D),
             "recurrent.linear_out": (D, R), "attention.query": (A, D), "attention.key": (K, D),
@@ -107,6 +108,26 @@ class Layout:
         result = aligned(values.size, np.float32)
         result[:] = values.ravel()
         return result
+
+
+MATRIX, NORM, BIAS, GATE, DECAY, CHANNELS = "matrix norm bias gate decay channels".split()
+
+
+def role_of(name: str) -> tuple[str, str]:
+    """What a parameter is to the engine, and its key among a layout's matrices, if it has one."""
+    short = name.split(".", 2)[2] if name.startswith("blocks.") else name
+    base, _, leaf = short.rpartition(".")
+    if short == "embedding":
+        return MATRIX, short
+    if short.endswith("norm"):
+        return NORM, ""
+    if leaf in ("w_a", "w_x"):
+        return GATE, ""
+    if leaf == "a_param":
+        return DECAY, ""
+    if base == "recurrent.conv" or leaf in ("b_a", "b_x"):
+        return CHANNELS, ""
+    return (MATRIX if leaf == "weight" else BIAS), base
 
 
 def check_groups(config: GriffinConfig, dtype: str) -> None:
@@ -148,6 +169,7 @@ def packed(
     """
     check_groups(config, dtype)
     kind, layout = KINDS[dtype], Layout(config)
+    assert config.lru_width is not None
 
     def matrix(name: str, short: str, weights: NDArray):
         try:
@@ -159,33 +181,26 @@ def packed(
             yield f"{name}.scale", scales
 
     for name in parameter_shapes(config):
-        short = name.split(".", 2)[2] if name.startswith("blocks.") else name
-        base, _, leaf = short.rpartition(".")
-        if short == "embedding":
-            yield from matrix("embedding", "embedding", parameter(name))
-        elif short.endswith("norm"):
-            scale = 1 + np.asarray(parameter(name), np.float32)
-            at = layout.matrices["mlp.gate"][1]
-            yield name, layout.vector(scale, at)
-            yield f"{name}.given", given(parameter(name))
-        elif leaf == "weight" and base in layout.matrices:
-            yield from matrix(name, base, parameter(name).T)
-        elif leaf == "bias" and base in layout.matrices:
-            yield name, layout.vector(parameter(name), layout.matrices[base][0])
-        elif base == "recurrent.conv":
-            yield name, layout.vector(parameter(name), layout.lru_places)
-        elif leaf in ("w_a", "w_x"):
-            # Both gates of a block are read in one way: in float32 if one of them needs it.
-            pair = (name, name.removesuffix(leaf) + ("w_x" if leaf == "w_a" else "w_a"))
-            kept = min(gates_kind(parameter(each)) for each in pair)
-            yield name, pack_gates(parameter(name), layout, kept)
-            yield f"{name}.kind", np.array([kept], np.int32)
-        elif leaf in ("b_a", "b_x"):
-            yield name, layout.vector(parameter(name).reshape(-1), layout.lru_places)
+        role, key = role_of(name)
+        values = parameter(name)
+        if role == MATRIX:
+            yield from matrix(name, key, values if key == "embedding" else values.T)
+        elif role == NORM:
+            yield name, layout.vector(1 + np.asarray(values, np.float32), layout.width_places)
+            yield f"{name}.given", given(values)
+        elif role == BIAS:
+            yield name, layout.vector(values, layout.matrices[key][0])
+        elif role == CHANNELS:
+            yield name, layout.vector(values.reshape(-1, config.lru_width), layout.lru_places)
+        elif role == DECAY:
+            yield name, layout.vector(softplus_8(values), layout.lru_places)
+            yield f"{name}.given", given(values)
         else:
-            assert leaf == "a_param"
-            yield name, layout.vector(softplus_8(parameter(name)), layout.lru_places)
-            yield f"{name}.given", given(parameter(name))
+            # Both gates of a block are read in one way: in float32 if one of them needs it.
+            pair = [f"{name[:-1]}{gate}" for gate in "ax"]
+            kept = min(gates_kind(parameter(each)) for each in pair)
+            yield name, pack_gates(values, layout, kept)
+            yield f"{name}.kind", np.array([kept], np.int32)
 
 
 def given(values: NDArray) -> NDArray:
@@ -193,31 +208,36 @@ def given(values: NDArray) -> NDArray:
     return np.array(values, np.float32)
 
 
-def packed_sizes(config: GriffinConfig, dtype: str) -> dict[str, int | None]:
-    """Names of all packed arrays and their numbers of elements; None for gates, which have two."""
+def packed_forms(config: GriffinConfig, dtype: str) -> dict[str, tuple[np.dtype, int | None]]:
+    """Dtype and number of elements of every packed array; None for gates, which have two forms."""
     kind, layout = KINDS[dtype], Layout(config)
-    sizes: dict[str, int | None] = {}
+    byte, half, single, whole = (np.dtype(d) for d in ("uint8", "uint16", "float32", "int32"))
+    forms: dict[str, tuple[np.dtype, int | None]] = {}
     for name, shape in parameter_shapes(config).items():
-        short = name.split(".", 2)[2] if name.startswith("blocks.") else name
-        base, _, leaf = short.rpartition(".")
-        key = "embedding" if short == "embedding" else base
-        if short == "embedding" or (leaf == "weight" and base in layout.matrices):
+        role, key = role_of(name)
+        if role == MATRIX:
             N, K = layout.sizes[key]
-            sizes[name] = N * K * BITS[kind] // 8
+            forms[name] = byte, N * K * BITS[kind] // 8
             if kind in (INT8, INT4):
-                sizes[f"{name}.scale"] = N * K // GROUP
-        elif leaf in ("w_a", "w_x"):
-            sizes |= {name: None, f"{name}.kind": 1}
-        elif short.endswith("norm"):
-            sizes |= {name: layout.width, f"{name}.given": shape[0]}
-        elif leaf == "a_param":
-            sizes |= {name: layout.lru_width, f"{name}.given": shape[0]}
-        elif leaf == "bias" and base in layout.matrices:
-            sizes[name] = layout.sizes[base][0]
+                forms[f"{name}.scale"] = half, N * K // GROUP
+        elif role == GATE:
+            forms |= {name: (byte, None), f"{name}.kind": (whole, 1)}
+        elif role == NORM:
+            forms |= {name: (single, layout.width), f"{name}.given": (single, shape[0])}
+        elif role == DECAY:
+            forms |= {name: (single, layout.lru_width), f"{name}.given": (single, shape[0])}
+        elif role == BIAS:
+            forms[name] = single, layout.sizes[key][0]
         else:
-            rows = shape[0] if base == "recurrent.conv" and leaf == "weight" else 1
-            sizes[name] = rows * layout.lru_width
-    return sizes
+            assert config.lru_width is not None
+            forms[name] = single, math.prod(shape) // config.lru_width * layout.lru_width
+    return forms
+
+
+def gate_bytes(config: GriffinConfig, kind: int) -> int:
+    """Bytes of one gate's matrices in one of their two forms."""
+    layout = Layout(config)
+    return layout.lru_width * layout.gate_width * BITS[kind] // 8
 
 
 def gates_kind(weights: NDArray) -> int:
@@ -285,37 +305,31 @@ def parameters_of(
 ) -> dict[str, NDArray]:
     """The parameters that packed arrays stand for, by flat name, float32."""
     kind, layout = KINDS[dtype], Layout(config)
+    nothing = np.empty(0, np.uint16)
     result = {}
     for name, shape in parameter_shapes(config).items():
-        short = name.split(".", 2)[2] if name.startswith("blocks.") else name
-        base, _, leaf = short.rpartition(".")
+        role, key = role_of(name)
         array = arrays[name]
-        key = "embedding" if short == "embedding" else base
-        if short == "embedding" or (leaf == "weight" and base in layout.matrices):
-            N, K = layout.sizes[key]
-            scales = arrays.get(f"{name}.scale", np.empty(0, np.uint16))
-            full = unpack(array, scales, kind, N, K)
+        if role == MATRIX:
+            scales = arrays.get(f"{name}.scale", nothing)
+            full = unpack(array, scales, kind, *layout.sizes[key])
             for axis, at in enumerate(layout.matrices[key]):
                 if at is not None:
                     full = np.compress(at >= 0, full, axis=axis)
-            result[name] = full if short == "embedding" else full.T
-        elif leaf in ("w_a", "w_x"):
+            result[name] = full if key == "embedding" else full.T
+        elif role == GATE:
             wide, G = layout.gate_width, config.gate_width
-            full = unpack(array, np.empty(0, np.uint16), int(arrays[f"{name}.kind"][0]),
-                          config.num_heads * wide, wide)  # fmt: skip
+            form = int(arrays[f"{name}.kind"][0])
+            full = unpack(array, nothing, form, config.num_heads * wide, wide)
             heads = full.reshape(config.num_heads, wide, wide)[:, :G, :G]
             result[name] = np.ascontiguousarray(heads.transpose(0, 2, 1))
-        elif short.endswith("norm") or leaf == "a_param":
+        elif role in (NORM, DECAY):
             result[name] = arrays[f"{name}.given"]
         else:
-            at = None
-            if leaf == "bias" and base in layout.matrices:
-                at = layout.matrices[base][0]
-            elif base.startswith("recurrent"):
-                at = layout.lru_places
-            values = array.reshape(-1, len(at)) if at is not None else array
-            values = values[..., at >= 0] if at is not None else values
-            result[name] = values.reshape(shape).astype(np.float32)
+            at = layout.matrices[key][0] if role == BIAS else layout.lru_places
+            if at is not None:
+                array = array.reshape(-1, len(at))[:, at >= 0]
+            result[name] = array.reshape(shape)
     return result
 
 
@@ -329,8 +343,8 @@ def random(config: GriffinConfig, dtype: str, seed: int = 0) -> Iterator[tuple[s
     kind, layout = KINDS[dtype], Layout(config)
     rng = np.random.default_rng(seed)
 
-    def drawn(kind: int, N: int, K: int) -> NDArray:
-        data = aligned(N * K * BITS[kind] // 8)
+    def drawn(kind: int, size: int) -> NDArray:
+        data = aligned(size)
         words = data.view(np.uint64)
         step = 1 << 22
         for start in range(0, len(words), step):
@@ -348,34 +362,21 @@ def random(config: GriffinConfig, dtype: str, seed: int = 0) -> Iterator[tuple[s
             np.maximum(data, 1, out=data)
         return data
 
-    for name, shape in parameter_shapes(config).items():
-        short = name.split(".", 2)[2] if name.startswith("blocks.") else name
-        base, _, leaf = short.rpartition(".")
-        key = "embedding" if short == "embedding" else base
-        if short == "embedding" or (leaf == "weight" and base in layout.matrices):
-            N, K = layout.sizes[key]
-            yield name, drawn(kind, N, K)
-            if kind in (INT8, INT4):
-                size = 1 / ((73 if kind == INT8 else 4.6) * K**0.5)
-                scales = aligned(N * K // GROUP, np.uint16)
-                drawn_scales = rng.uniform(0.5, 1.5, scales.size) * size
-                scales[:] = drawn_scales.astype(ml_dtypes.bfloat16).view(np.uint16)
-                yield f"{name}.scale", scales
-        elif leaf in ("w_a", "w_x"):
-            yield name, drawn(WIDENED, layout.lru_width, layout.gate_width)
-            yield f"{name}.kind", np.array([WIDENED], np.int32)
+    for name, (form, size) in packed_forms(config, dtype).items():
+        if size is None:
+            yield name, drawn(WIDENED, gate_bytes(config, WIDENED))
+        elif name.endswith(".kind"):
+            yield name, np.array([WIDENED], form)
+        elif form == np.uint8:
+            yield name, drawn(kind, size)
+        elif name.endswith(".scale"):
+            # Outputs of variance near 1, as far as inputs have it.
+            inputs = GROUP * size / layout.sizes[role_of(name.removesuffix(".scale"))[1]][0]
+            spread = (73 if kind == INT8 else 4.6) * inputs**0.5
+            scales = aligned(size, form)
+            scales[:] = (rng.uniform(0.5, 1.5, size) / spread).astype(ml_dtypes.bfloat16).view(form)
+            yield name, scales
         else:
-            at = layout.lru_places if base.startswith("recurrent") else None
-            if short.endswith("norm"):
-                values = np.ones(layout.width, np.float32)
-            elif leaf == "bias" and base in layout.matrices:
-                values = np.zeros(layout.sizes[base][0], np.float32)
-            elif leaf == "a_param":
-                values = layout.vector(rng.uniform(0.01, 1, shape), at)
-            else:
-                assert config.lru_width is not None
-                drawn_values = rng.normal(0, 0.3, shape).reshape(-1, config.lru_width)
-                values = layout.vector(drawn_values, at)
-            yield name, layout.vector(values, None)
-            if short.endswith("norm") or leaf == "a_param":
-                yield f"{name}.given", np.zeros(shape, np.float32)
+            values = aligned(size, form)
+            values[:] = rng.uniform(0.01, 1, size)
+            yield name, values
