@@ -14,11 +14,12 @@ from support import SMALL, assert_close, random_model
 import griffin_np as gnp
 from griffin_conformance.envelope import longest_chain
 from griffin_kernels.xla.data import read_documents, train_tokenizer
-from griffin_np import evaluate
+from griffin_np import documents, estimates, evaluate
 from griffin_np.cli import main
 from griffin_np.cli.compare import parse_model
+from griffin_np.documents import SEPARATOR
 from griffin_np.errors import ConfigError, SamplingError, TokenizerError
-from griffin_np.evaluate import SEPARATOR, compare, perplexity
+from griffin_np.evaluate import compare, perplexity
 from griffin_np.sampling import log_softmax
 from griffin_np.tokenizer import Tokenizer
 
@@ -100,7 +101,7 @@ class TestPerplexity:
     @pytest.mark.parametrize("part", [1, 20, 2**20])
     def test_it_is_that_of_single_documents(self, model, file, monkeypatch, batch, chunk, part):
         """However documents are packed into rows, cut into chunks, and read in parts."""
-        monkeypatch.setattr(evaluate, "PART", part)
+        monkeypatch.setattr(documents, "PART", part)
         result = perplexity(model, file, batch=batch, chunk=chunk)
         expected = losses(model)
         every = np.concatenate(expected)
@@ -115,7 +116,7 @@ class TestPerplexity:
         assert result.tokens_per_second > 0
 
     def test_documents_of_one_length_have_the_textbook_error(self):
-        means = evaluate._Means()
+        means = estimates.Means()
         rng = np.random.default_rng(0)
         values = rng.standard_normal((2, 9, 5)) + 100
         for d in range(9):
@@ -231,10 +232,10 @@ class TestText:
         expected = [text for text in expected if text.strip()]
         if expected and f"{SEPARATOR} " not in lines:
             assert expected == read_documents([path])
-        before, evaluate.PART = evaluate.PART, part
+        before, documents.PART = documents.PART, part
         try:
             found, tokens, fresh = [], [], True
-            for text, last in evaluate._parts(path, tokenizer):
+            for text, last in documents.parts_of(path, tokenizer):
                 if fresh:
                     found.append("")
                     tokens.append([])
@@ -242,13 +243,13 @@ class TestText:
                 tokens[-1] += tokenizer.encode(text, bos=False)
                 fresh = last
         finally:
-            evaluate.PART = before
+            documents.PART = before
         assert found == expected
         assert tokens == [tokenizer.encode(text, bos=False) for text in expected]
 
     def test_a_text_is_cut_only_where_no_token_can_cross(self, tokenizer):
-        assert evaluate._cuts_at_lines(tokenizer)
-        assert evaluate._cuts_at_lines(gnp.load().tokenizer)
+        assert documents.cuts_at_lines(tokenizer)
+        assert documents.cuts_at_lines(gnp.load().tokenizer)
 
     @pytest.mark.parametrize(
         "options",
@@ -275,23 +276,23 @@ class TestText:
             vocab_size=300, byte_fallback=True, minloglevel=2, **gemma | options,
         )  # fmt: skip
         tokenizer = Tokenizer(written.getvalue())
-        assert not evaluate._cuts_at_lines(tokenizer)
-        monkeypatch.setattr(evaluate, "PART", 1)
+        assert not documents.cuts_at_lines(tokenizer)
+        monkeypatch.setattr(documents, "PART", 1)
         path = tmp_path / "text.txt"
         path.write_text("the cat\nthe dog")
-        assert list(evaluate._parts(path, tokenizer)) == [("the cat\nthe dog", True)]
+        assert list(documents.parts_of(path, tokenizer)) == [("the cat\nthe dog", True)]
 
     def test_memory_does_not_grow_with_the_text(self, tokenizer, tmp_path, monkeypatch):
-        monkeypatch.setattr(evaluate, "PART", 2**14)
+        monkeypatch.setattr(documents, "PART", 2**14)
         path = tmp_path / "long.txt"
         text = " ".join(WORDS) + "\n"
         peaks = []
         for size in (2**18, 2**20):
             path.write_text(text * (size // len(text)))
-            source = evaluate._Text(path, tokenizer, None)
+            source = documents.Documents(path, tokenizer, None)
             tracemalloc.start()
             try:
-                calls = evaluate._calls(source, 2, 64)
+                calls = documents.chunks(source, 2, 64)
                 count = sum(int((call.targets >= 0).sum()) for call in calls)
                 peaks.append(tracemalloc.get_traced_memory()[1])
             finally:
@@ -303,7 +304,7 @@ class TestText:
         path = tmp_path / "wide.txt"
         text = "a" + "€" * 2**16
         path.write_text(text, encoding="utf-8")
-        assert "".join(t for t, _ in evaluate._parts(path, model.tokenizer)) == text
+        assert "".join(t for t, _ in documents.parts_of(path, model.tokenizer)) == text
         content = text.encode()
         for offset in (0, 2**16, 2**17 - 1, len(content)):
             wrong = content[:offset] + b"\xff" + content[offset:]
@@ -313,10 +314,10 @@ class TestText:
             except UnicodeDecodeError as error:
                 first = error.start
             with pytest.raises(TokenizerError, match=rf"not UTF-8 text: .* at offset {first} "):
-                list(evaluate._parts(path, model.tokenizer))
+                list(documents.parts_of(path, model.tokenizer))
         path.write_bytes(content[:-1])
         with pytest.raises(TokenizerError, match=f"at offset {len(content) - 3} .unexpected end"):
-            list(evaluate._parts(path, model.tokenizer))
+            list(documents.parts_of(path, model.tokenizer))
 
 
 class TestCompare:
@@ -365,7 +366,7 @@ class TestCompare:
 
     @given(values=st.lists(st.one_of(st.just(0.0), st.floats(1e-11, 1e3)), min_size=1))
     def test_quantiles(self, values):
-        found = evaluate._Quantiles()
+        found = estimates.Quantiles()
         for start in range(0, len(values), 3):
             found.add(np.array(values[start : start + 3]))
         assert found.largest == max(values)
@@ -374,7 +375,7 @@ class TestCompare:
             assert found.quantile(share) == pytest.approx(exact, rel=0.002)
 
     def test_values_outside_the_histogram_stay_at_its_ends(self):
-        found = evaluate._Quantiles()
+        found = estimates.Quantiles()
         found.add(np.array([1e-30, 1e-13, 1e9]))
         assert found.quantile(0.5) == 0
         assert 9e3 < found.quantile(1) < found.largest == 1e9
