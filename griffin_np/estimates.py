@@ -111,6 +111,3 @@ def exp(value: float) -> float:
 def times(factor: float, error: float | None) -> float | None:
     """A standard error times a factor; None stays."""
     return None if error is None else factor * error
-
-
-# From a file to calls.
