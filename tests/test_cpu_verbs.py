@@ -73,6 +73,32 @@ def test_numbers_of_threads_that_are_none(value, monkeypatch):
         pool()
 
 
+def test_an_interrupt_waits_for_the_kernels_and_loses_nothing():
+    """Ctrl-C at any moment of a call: the next call works, and with the same result."""
+    code = (
+        "import _thread, threading, time, numpy as np, griffin_np as gnp\n"
+        "model = gnp.load(backend='numba', dtype='int8')\n"
+        "tokens = np.arange(3, 203)[None]\n"
+        "expected, _ = model(tokens)\n"
+        "interrupts = 0\n"
+        "for n in range(60):\n"
+        "    timer = threading.Timer(0.0003 * n, _thread.interrupt_main)\n"
+        "    try:\n"
+        "        timer.start()\n"
+        "        while timer.is_alive():\n"
+        "            model(tokens[:, :8])\n"
+        "        timer.join()\n"
+        "        time.sleep(0.001)\n"
+        "    except KeyboardInterrupt:\n"
+        "        interrupts += 1\n"
+        "    assert np.array_equal(model(tokens)[0], expected)\n"
+        "print(interrupts)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          timeout=120, check=True)  # fmt: skip
+    assert int(done.stdout) > 50
+
+
 def test_the_option_decides_about_threads(monkeypatch):
     from griffin_np.cli.common import thread_limit
 

@@ -8,6 +8,7 @@ several Python threads is done one after the other, for each of them would want 
 
 import os
 import platform
+import queue
 import subprocess
 import threading
 from collections.abc import Callable
@@ -48,13 +49,27 @@ _busy = threading.RLock()
 """One for all pools: models keep their buffers when the number of threads changes."""
 
 
+class _Job:
+    """One run of a function on all threads."""
+
+    def __init__(self, function: Callable, arguments: tuple):
+        self.function, self.arguments = function, arguments
+        self.claim = threading.Lock()  # taken once, by who runs the job
+        self.done = threading.Semaphore(0)
+        self.finished = False
+        self.error: BaseException | None = None
+
+
 class Pool:
     """A number of threads that run the same compiled function, each with its part.
+
+    The calling thread only waits. Were it to compute too, Ctrl-C could stop it after the others
+    have started, and they would wait for it at a barrier for ever.
 
     Parameters
     ----------
     threads : int
-        At least 1; the calling thread is one of them.
+        At least 1.
 
     Attributes
     ----------
@@ -66,52 +81,68 @@ class Pool:
         self.threads = threads
         self.sync = np.zeros(SYNC_SIZE, np.int64)
         self.busy = _busy
-        self._starts = [threading.Semaphore(0) for _ in range(threads - 1)]
-        self._finished = threading.Semaphore(0)
-        self._job: tuple[Callable, tuple] | None = None
-        self._error: BaseException | None = None
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._running = False
 
     def run(self, function: Callable, *arguments) -> None:
         """Call ``function(part, parts, sync, *arguments)`` for every part at the same time.
 
-        The function must release the interpreter lock, and must have been compiled for these
-        types, so that no thread waits in a barrier for one that still compiles.
+        The function must release the interpreter lock. An interrupt is raised when it has ended:
+        kernels write to memory that the caller keeps alive.
         """
         with self.busy:
             if not self._running:
-                self._start()
-            self._job = function, arguments
-            for start in self._starts:
-                start.release()
-            try:
-                function(0, self.threads, self.sync, *arguments)
-            finally:
-                for _ in self._starts:
-                    self._finished.acquire()
-                self._job = None
-            if self._error is not None:
-                error, self._error = self._error, None
-                raise error
+                threading.Thread(target=self._lead, name="griffin-0", daemon=True).start()
+                self._running = True
+            job = _Job(function, arguments)
+            interrupt: BaseException | None = None
+            while not job.finished:
+                try:
+                    self._jobs.put(job)  # once more after an interrupt: it may have come before
+                    job.done.acquire()
+                except KeyboardInterrupt as error:
+                    interrupt = error
+            if job.error is not None:
+                raise job.error
+            if interrupt is not None:
+                raise interrupt
 
-    def _start(self) -> None:
-        for part, start in enumerate(self._starts, 1):
+    def _lead(self) -> None:
+        """Run jobs, with part 0 here and a thread for each other part."""
+        current: list[_Job] = []
+        starts = [threading.Semaphore(0) for _ in range(self.threads - 1)]
+        ends = threading.Semaphore(0)
+
+        def follow(part: int, start: threading.Semaphore) -> None:
+            while True:
+                start.acquire()
+                self._call(current[0], part)
+                ends.release()
+
+        for part, start in enumerate(starts, 1):
             threading.Thread(
-                target=self._work, args=(part, start), name=f"griffin-{part}", daemon=True
+                target=follow, args=(part, start), name=f"griffin-{part}", daemon=True
             ).start()
-        self._running = True
-
-    def _work(self, part: int, start: threading.Semaphore) -> None:
         while True:
-            start.acquire()
-            assert self._job is not None
-            function, arguments = self._job
-            try:
-                function(part, self.threads, self.sync, *arguments)
-            except BaseException as error:  # the caller's thread raises it
-                self._error = error
-            del function, arguments
-            self._finished.release()
+            job = self._jobs.get()
+            if not job.claim.acquire(blocking=False):
+                continue
+            current[:] = [job]
+            for start in starts:
+                start.release()
+            self._call(job, 0)
+            for _ in starts:
+                ends.acquire()
+            current.clear()
+            job.finished = True
+            job.done.release()
+            del job
+
+    def _call(self, job: _Job, part: int) -> None:
+        try:
+            job.function(part, self.threads, self.sync, *job.arguments)
+        except BaseException as error:  # the caller's thread raises it
+            job.error = error
 
 
 _pools: dict[int, Pool] = {}
