@@ -4,6 +4,7 @@ Per recurrent block the last inputs of the convolution and the state of the RG-L
 block a ring of the last W keys and values. Rows are independent texts.
 """
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -107,11 +108,8 @@ class State:
 
     def arrays(self) -> dict[str, NDArray]:
         """Arrays by name, ``layers.0.conv`` and so on, without ``position``."""
-        return {
-            f"layers.{i}.{f.name}": getattr(layer, f.name)
-            for i, layer in enumerate(self.layers)
-            for f in fields(layer)
-        }
+        names = _names(tuple(type(layer) for layer in self.layers))
+        return {name: getattr(self.layers[i], field) for i, field, name in names}
 
     def __len__(self) -> int:
         return self.batch
@@ -189,10 +187,11 @@ class State:
 
     def with_arrays(self, arrays: dict[str, NDArray], position: NDArray) -> "State":
         """A state of the same model made of other arrays, named as :meth:`arrays` names them."""
-        layers = tuple(
-            type(layer)(**{f.name: arrays[f"layers.{i}.{f.name}"] for f in fields(layer)})
-            for i, layer in enumerate(self.layers)
-        )
+        kinds = tuple(type(layer) for layer in self.layers)
+        found: list[dict[str, NDArray]] = [{} for _ in kinds]
+        for i, field, name in _names(kinds):
+            found[i][field] = arrays[name]
+        layers = tuple(kind(**parts) for kind, parts in zip(kinds, found, strict=True))
         return replace(self, layers=layers, position=position)
 
     def _map(self, function) -> "State":
@@ -207,23 +206,22 @@ class State:
         StateError
             Naming the first of them, what it is, and what was expected.
         """
-        shapes = {
-            f"layers.{i}.{name}": shape
-            for i, kind in enumerate(self.config.block_types)
-            for name, shape in _shapes(kind, self.config, self.batch).items()
-        }
-        for name, array in self.arrays().items():
-            if array.shape != shapes[name] or "float" not in str(array.dtype):
+        shapes = {kind: _shapes(kind, self.config, self.batch) for kind in _STATE_OF}
+        kinds = self.config.block_types
+        for i, field, name in _names(tuple(type(layer) for layer in self.layers)):
+            array, shape = getattr(self.layers[i], field), shapes[kinds[i]][field]
+            is_float = array.dtype.kind == "f" or "float" in str(array.dtype)  # bfloat16 is "V"
+            if array.shape != shape or not is_float:
                 raise StateError(
-                    f"{name} of {what} is {array.dtype} {array.shape}, "
-                    f"expected floats {shapes[name]}"
+                    f"{name} of {what} is {array.dtype} {array.shape}, expected floats {shape}"
                 )
 
     def has_dtype(self, dtype) -> bool:
         """Whether all arrays are as in a model of ``dtype``; see :meth:`astype`."""
         dtype = np.dtype(dtype)
+        recurrent = recurrent_dtype(dtype)
         return all(
-            array.dtype == (recurrent_dtype(dtype) if name.endswith("rg_lru") else dtype)
+            array.dtype == (recurrent if name.endswith("rg_lru") else dtype)
             for name, array in self.arrays().items()
         )
 
@@ -314,6 +312,14 @@ class State:
 
 
 _STATE_OF: dict[str, type] = {RECURRENT: RecurrentState, "attention": AttentionState}
+
+
+@functools.cache
+def _names(kinds: tuple[type, ...]) -> tuple[tuple[int, str, str], ...]:
+    """Of every array in such layers: its layer, its field, and its name."""
+    return tuple(
+        (i, f.name, f"layers.{i}.{f.name}") for i, kind in enumerate(kinds) for f in fields(kind)
+    )
 
 
 def recurrent_dtype(dtype: np.dtype) -> np.dtype:

@@ -110,10 +110,10 @@ def test_the_option_decides_about_threads(monkeypatch):
 
 def test_compiling_is_announced_and_loading_is_not(capsys):
     class New:
-        signatures = ()
+        signatures, direct = (), None
 
     class Old:
-        signatures = ("known",)
+        signatures, direct = ("known",), None
 
     with announced(New, "something"):
         import time

@@ -21,12 +21,13 @@ from numba import njit
 
 from griffin_conformance.envelope import chain_bound
 from griffin_kernels.cpu import isa
+from griffin_kernels.cpu.ceiling import read_ceiling
 from griffin_kernels.cpu.isa import amx
 from griffin_kernels.cpu.matmul import (
     BFLOAT16,
-    BITS,
     BYTES_PER_INPUT,
     FLOAT32,
+    GROUP_BYTES,
     INT4,
     INT8,
     TILE_LAYOUT,
@@ -36,19 +37,18 @@ from griffin_kernels.cpu.matmul import (
 from griffin_kernels.cpu.pack import aligned, pack, unpack
 from griffin_kernels.cpu.pool import pool
 from griffin_kernels.cpu.rows import prepare_row
-from griffin_kernels.cpu.simd import LANES, broadcast, lane_sum, load
 
 KINDS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8, "int4": INT4}
 
 
 @njit(nogil=True, error_model="numpy")
-def all_panels(part, parts, sync, kind, tiles, weights, scales, K, rows, out, layout, scratch):
+def all_panels(part, parts, sync, kind, tiles, weights, K, rows, out, layout, scratch):
     """One thread's panels of a product with one row."""
     panels = len(out) // 16 // 32
     first, last = panels * part // parts, panels * (part + 1) // parts
     data, steps, corrections = rows
     product(
-        kind, tiles, weights, scales, first, last, K, data, steps, corrections, 1,
+        kind, tiles, weights, first, last, K, data, steps, corrections, 1,
         out[first * 32 :], panels * 32, layout, scratch[part],
     )  # fmt: skip
 
@@ -81,21 +81,6 @@ def plain_integers(codes, scales, x, steps, offset, out):
         out[n] = total
 
 
-@njit(nogil=True, error_model="numpy")
-def read(part, parts, sync, data, sums):
-    """A sum over memory, as fast as it can be read."""
-    size = len(data) // parts // (8 * LANES) * 8 * LANES
-    first = part * size
-    zero = broadcast(np.float32(0))
-    a, b, c, d, e, f, g, h = zero, zero, zero, zero, zero, zero, zero, zero
-    for i in range(first, first + size, 8 * LANES):
-        a, b = a + load(data, i), b + load(data, i + 16)
-        c, d = c + load(data, i + 32), d + load(data, i + 48)
-        e, f = e + load(data, i + 64), f + load(data, i + 80)
-        g, h = g + load(data, i + 96), h + load(data, i + 112)
-    sums[part] = lane_sum(((a + b) + (c + d)) + ((e + f) + (g + h)))
-
-
 def seconds(run: Callable[[], object], repeat: int) -> float:
     """Median time of a call, after one that does not count."""
     run()
@@ -110,8 +95,8 @@ def seconds(run: Callable[[], object], repeat: int) -> float:
 def rungs(kind: int, N: int, K: int, rng) -> tuple[dict[str, Callable], int, Callable]:
     """Rungs by name, bytes of weights, and a check that takes a rung's result."""
     w = rng.standard_normal((N, K), np.float32) * np.float32(K**-0.5)
-    data, scales = pack(w, kind)
-    exact = unpack(data, scales, kind, N, K)
+    data = pack(w, kind)
+    exact = unpack(data, kind, N, K)
     del w
     x = rng.standard_normal(K).astype(np.float32)
     size = K * BYTES_PER_INPUT[kind]
@@ -140,7 +125,7 @@ def rungs(kind: int, N: int, K: int, rng) -> tuple[dict[str, Callable], int, Cal
     out, threads = aligned(16 * N, np.float32), pool()
     scratch = aligned(threads.threads * scratch_bytes(K)).reshape(threads.threads, -1)
     rows = (line, steps, corrections)
-    arguments = (kind, amx.permitted(), data, scales, K, rows, out, TILE_LAYOUT, scratch)
+    arguments = (kind, amx.permitted(), data, K, rows, out, TILE_LAYOUT, scratch)
 
     def one_thread():
         all_panels(0, 1, threads.sync, *arguments)
@@ -166,8 +151,10 @@ def rungs(kind: int, N: int, K: int, rng) -> tuple[dict[str, Callable], int, Cal
             found["plain Numba, one thread"] = lambda: (plain_floats(exact, short, y), y)[1]
     else:
         offset = 128 if kind == INT8 else 8
-        words = scales.reshape(-1, groups, 32).transpose(0, 2, 1).reshape(N, groups)
-        factor = np.ascontiguousarray(words).view(ml_dtypes.bfloat16).astype(np.float32)
+        of_groups = data.reshape(N // 32, groups, GROUP_BYTES[kind])[:, :, -64:]
+        words = np.ascontiguousarray(of_groups).view(np.uint16).transpose(0, 2, 1)
+        factor = np.ascontiguousarray(words).reshape(N, groups).view(ml_dtypes.bfloat16)
+        factor = factor.astype(np.float32)
         codes = np.empty((N, K), np.uint8)
         for g in range(groups):
             part = exact[:, g * 64 : g * 64 + 64] / np.where(factor == 0, 1, factor)[:, g, None]
@@ -187,7 +174,7 @@ def rungs(kind: int, N: int, K: int, rng) -> tuple[dict[str, Callable], int, Cal
 
         found = {"NumPy, a slab at a time": numpy_product, "plain Numba, one thread": plain}
     found |= {"vectors, one thread": one_thread, "vectors, all threads": all_threads}
-    return found, N * K * BITS[kind] // 8 + scales.nbytes, check
+    return found, data.nbytes, check
 
 
 def main() -> None:
@@ -204,15 +191,15 @@ def main() -> None:
         f"{args.outputs} outputs of {args.inputs}\n"
     )
     print("| weights | rung | ms | GB/s of weights | of the ceiling |\n|---|---|---|---|---|")
-    memory, sums = np.ones(1 << 27, np.float32), np.zeros(threads.threads, np.float32)
+    memory = np.ones(1 << 26, np.float32)
     for name in args.dtype or KINDS:
         found, size, check = rungs(KINDS[name], args.outputs, args.inputs, np.random.default_rng(0))
         for rung, run in found.items():
             check(run())
-            top = memory.nbytes / seconds(lambda: threads.run(read, memory, sums), 3)
+            top = read_ceiling(memory)
             rate = size / seconds(run, args.repeat)
             print(f"| {name} | {rung} | {size / rate * 1e3:.1f} | {rate / 1e9:.1f} | "
-                  f"{rate / top:.2f} |", flush=True)  # fmt: skip
+                  f"{rate / 1e9 / top:.2f} |", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

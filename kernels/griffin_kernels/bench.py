@@ -6,8 +6,8 @@ for eight texts at once. Generation is timed with all that it consists of in ``g
 generate``: the loop, sampling and log-probabilities.
 
 A generated token needs every weight once, so what limits it is how fast the machine reads memory.
-That ceiling drifts on a machine that others use too: it is measured before and after every test,
-and a test is compared with the mean of its two neighbours.
+That ceiling drifts on a machine that others use too: it is measured before and after every
+repetition of a test, and the test is compared with the mean of these.
 """
 
 import contextlib
@@ -23,23 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from griffin_kernels.cpu.ceiling import read_ceiling
 from griffin_kernels.cpu.pool import pool, set_threads
 from griffin_np.base import Model
 from griffin_np.generate import PREFILL_STEP, _Run
 from griffin_np.sampling import Sampler
 from griffin_np.state import State
 
-__all__ = ["Test", "bench", "peak_rss", "read_ceiling", "state_at"]
-
-# Elsewhere than on Linux the peak memory cannot be reset, so there this array would count as the
-# model's: it is kept small.
-CEILING_BYTES = 1 << (30 if sys.platform == "linux" else 28)
-"""Size of the array whose reading is the ceiling; less if memory is short."""
-
-READS = 6
+__all__ = ["Test", "bench", "peak_rss", "state_at"]
 
 
 @dataclass(frozen=True)
@@ -101,14 +94,14 @@ def bench(
         set_threads(threads)
     rng = np.random.default_rng(0)
     states: dict[int, State] = {}
-    ceilings = [read_ceiling()]
+    ceilings: list[float] = []
     results = []
     for test in tests:
         if test.depth not in states:
             states[test.depth] = state_at(model, test.depth, rng)
-        speeds, peak = _measure(model, test, states[test.depth], repetitions, rng, progress)
-        ceilings.append(read_ceiling())
-        results.append(_result(model, test, speeds, statistics.mean(ceilings[-2:]), peak))
+        found = _measure(model, test, states[test.depth], repetitions, rng, progress)
+        ceilings += found.ceilings
+        results.append(_result(model, test, found))
     return {
         "machine": {
             "cpu": cpu_name(),
@@ -124,6 +117,15 @@ def bench(
     }
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Tokens per second of each repetition, the ceilings around them, and the peak memory."""
+
+    speeds: list[float]
+    ceilings: list[float]
+    peak: int | None
+
+
 def _measure(
     model: Model,
     test: Test,
@@ -131,23 +133,25 @@ def _measure(
     repetitions: int,
     rng: np.random.Generator,
     progress: Callable[[str], object],
-) -> tuple[list[float], int | None]:
-    """Tokens per second of each repetition, and the peak memory."""
+) -> _Found:
     run = _read if test.kind == "pp" else _write
     few = min(test.n, PREFILL_STEP if test.kind == "pp" else 2)
     run(model, few, start.fork(test.batch), rng)
-    _reset_peak()
-    speeds = []
+    speeds: list[float] = []
+    ceilings, peaks = [read_ceiling()], []
     for _ in range(repetitions):
         state = start.fork(test.batch)  # a copy, for the run may change it
+        _reset_peak()
         speeds.append(test.batch * test.n / run(model, test.n, state, rng))
+        peaks.append(peak_rss())
+        ceilings.append(read_ceiling())
         progress(test.name)
-    return speeds, peak_rss()
+    known = [peak for peak in peaks if peak is not None]
+    return _Found(speeds, ceilings, max(known, default=None))
 
 
-def _result(
-    model: Model, test: Test, speeds: list[float], ceiling: float, peak: int | None
-) -> dict:
+def _result(model: Model, test: Test, found: _Found) -> dict:
+    speeds = found.speeds
     speed = statistics.mean(speeds)
     # Every step reads all weights once for the whole batch; the embedding is the head, too.
     gbps = model.weight_bytes * speed / test.batch / 1e9 if test.kind == "tg" else None
@@ -160,8 +164,8 @@ def _result(
         "tokens_per_second": speed,
         "tokens_per_second_std": statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
         "weights_gbps": gbps,
-        "fraction_of_ceiling": None if gbps is None else gbps / ceiling,
-        "peak_rss_bytes": peak,
+        "fraction_of_ceiling": None if gbps is None else gbps / statistics.mean(found.ceilings),
+        "peak_rss_bytes": found.peak,
     }
 
 
@@ -222,43 +226,6 @@ def state_at(model: Model, depth: int, rng: np.random.Generator) -> State:
         }
         state = state.with_arrays(arrays, np.array([depth - real]))
     return _advance(model, rng.integers(model.config.vocab_size, size=(1, real)), state)
-
-
-def read_ceiling() -> float:
-    """Gigabytes per second at which all threads together read memory, the best of a few times.
-
-    The threads are the CPU engine's own, each with its contiguous part of one large array: those of
-    ``numba.prange`` would still be spinning when the next test begins.
-    """
-    threads = pool()
-    size = min(CEILING_BYTES, max(_available_bytes() // 4, 1 << 26))
-    array = np.ones(size // 4, np.float32)  # written, so that every page is there
-    sums = np.empty(threads.threads, np.float32)
-    _sum(0, threads.threads, threads.sync, array[:64], sums)  # compiles
-    times = []
-    for _ in range(READS):
-        began = time.perf_counter()
-        threads.run(_sum, array, sums)
-        times.append(time.perf_counter() - began)
-    return array.nbytes / min(times) / 1e9
-
-
-# "reassoc" lets LLVM add into several vectors in turn, so that no addition waits for another one.
-@njit(nogil=True, fastmath={"reassoc", "nsz"}, error_model="numpy", cache=True)
-def _sum(part, parts, sync, array, sums):
-    begin, end = part * len(array) // parts, (part + 1) * len(array) // parts
-    total = np.float32(0)
-    for i in range(begin, end):
-        total += array[i]
-    sums[part] = total
-
-
-def _available_bytes() -> int:
-    try:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        found = None
-    return int(found[1]) * 1024 if found else 4 * CEILING_BYTES
 
 
 def _reset_peak() -> None:

@@ -6,6 +6,7 @@ length of a text, and results have the same bits for any cut, batch, padding and
 """
 
 import math
+import weakref
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -13,13 +14,13 @@ from numpy.typing import NDArray
 
 from griffin_kernels.cpu import memory
 from griffin_kernels.cpu.attention import scratch_size
-from griffin_kernels.cpu.compiled import announced
+from griffin_kernels.cpu.compiled import announced, without_dispatch
 from griffin_kernels.cpu.isa import amx
 from griffin_kernels.cpu.isa.common import GROUP
 from griffin_kernels.cpu.matmul import BYTES_PER_INPUT, TILE_LAYOUT, scratch_bytes
 from griffin_kernels.cpu.pack import aligned
 from griffin_kernels.cpu.pool import pool
-from griffin_kernels.cpu.step import Activations, Call, Shape, Work, run
+from griffin_kernels.cpu.step import OUTPUTS, ROWS, Activations, Call, Shape, Work, run
 from griffin_kernels.cpu.weights import (
     KINDS,
     Layout,
@@ -29,7 +30,7 @@ from griffin_kernels.cpu.weights import (
     random,
 )
 from griffin_np.base import Model
-from griffin_np.config import RECURRENT, GriffinConfig
+from griffin_np.config import GriffinConfig
 from griffin_np.errors import ConfigError
 from griffin_np.notation import Trace, no_trace
 from griffin_np.params import fingerprint as identify
@@ -38,7 +39,7 @@ from griffin_np.state import State
 
 __all__ = ["SLAB", "NumbaModel", "random_model"]
 
-SLAB = 512
+SLAB = ROWS
 """Tokens that go through the model together: weights are read seldom, memory stays small."""
 
 
@@ -98,9 +99,7 @@ class NumbaModel(Model):
         self.arrays = arrays
         self._layout = layout = Layout(config)
         self._table = address_table(config, arrays)
-        embedding = arrays["embedding"]
-        scales = arrays.get("embedding.scale", embedding)
-        self._ends = tuple(a.ctypes.data for a in (embedding, scales, arrays["final_norm"]))
+        self._ends = tuple(arrays[name].ctypes.data for name in ("embedding", "final_norm"))
         # A mask of channels that the model has, for states whose heads are padded.
         self._aligned = layout.lru_width == config.lru_width and layout.head_dim == config.head_dim
         self._shape = Shape(
@@ -115,6 +114,7 @@ class NumbaModel(Model):
             tiles=amx.permitted(),
         )  # fmt: skip
         self._work: dict[tuple[int, int], Work] = {}
+        self._recent: tuple[list[weakref.ref], NDArray] = [], np.empty((0, 2), np.int64)
 
     @property
     def parameters(self) -> dict:
@@ -207,8 +207,8 @@ class NumbaModel(Model):
             for first, last, begins, ends in stages:
                 with announced(run, "the CPU engine"):
                     threads.run(
-                        run, self._shape, work, self._table, *self._ends, call, count, first, last,
-                        begins, ends,
+                        without_dispatch(run), self._shape, work, self._table, *self._ends, call,
+                        count, first, last, begins, ends,
                     )  # fmt: skip
                 if watch:
                     stream = work.x[: count * self._layout.width].reshape(count, -1)
@@ -227,11 +227,13 @@ class NumbaModel(Model):
     def _inner(self, arrays: dict[str, NDArray]) -> tuple[dict[str, NDArray], NDArray]:
         """State arrays in the kernels' layout, and their addresses."""
         inner = arrays if self._aligned else {n: self._widened(n, a) for n, a in arrays.items()}
-        addresses = np.zeros((self.config.depth, 2), np.int64)
-        for i, kind in enumerate(self.config.block_types):
-            names = ("conv", "rg_lru") if kind == RECURRENT else ("keys", "values")
-            for j, name in enumerate(names):
-                addresses[i, j] = inner[f"layers.{i}.{name}"].ctypes.data
+        known, addresses = self._recent
+        # A generation goes on with the same arrays; asking them for addresses takes a while.
+        if len(known) != len(inner) or any(
+            ref() is not array for ref, array in zip(known, inner.values(), strict=True)
+        ):
+            addresses = np.array([a.ctypes.data for a in inner.values()], np.int64).reshape(-1, 2)
+            self._recent = [weakref.ref(a) for a in inner.values()], addresses
         return inner, addresses
 
     def _places(self, name: str) -> tuple[int, NDArray]:
@@ -286,7 +288,7 @@ def make_work(layout: Layout, shape: Shape, rows: int, threads: int) -> Work:
         attended=singles(rows * layout.attention_width),
         cos=singles(rows * half),
         sin=singles(rows * half),
-        outputs=singles(threads, 3 * rows * 64),
+        outputs=singles(threads, OUTPUTS),
         bytes=aligned(threads * scratch_bytes(widest)).reshape(threads, -1),
         row=singles(threads, layout.width),
         attention=singles(threads, -(-has_attention // 16) * 16),

@@ -20,11 +20,11 @@ from griffin_np.errors import CheckpointError, ConfigError
 __all__ = ["FILE", "PackedFolder", "write_folder"]
 
 FILE = "packed.safetensors"
-FORMAT, VERSION = "griffin-np packed", 1
+FORMAT, VERSION = "griffin-np packed", 2
 ALIGNMENT = 64
 HEADER = 1 << 20
 """Bytes kept free for the header, which is known last."""
-DTYPES = {"uint8": "U8", "uint16": "U16", "float32": "F32", "int32": "I32"}
+DTYPES = {"uint8": "U8", "float32": "F32", "int32": "I32"}
 
 
 class PackedFolder:

@@ -45,9 +45,9 @@ def embed(rows: NDArray, scale: float, dtype: str) -> NDArray:
     """Rows (T, D) of a packed embedding, one after the other, scaled."""
     (T, D), kind = rows.shape, KINDS[dtype]
     wide = up(D, CHANNELS)
-    data, scales = packed(rows, kind)
+    data = packed(rows, kind)
     x = np.zeros((T, wide), np.float32)
-    _embed(Table(wide, kind, float(scale)), data.ctypes.data, scales.ctypes.data, T, x.ravel())
+    _embed(Table(wide, kind, float(scale)), data.ctypes.data, T, x.ravel())
     return x[:, :D]
 
 
@@ -167,7 +167,7 @@ def widened(x: NDArray) -> NDArray:
     return result
 
 
-def packed(weights: NDArray, kind: int) -> tuple[NDArray, NDArray]:
+def packed(weights: NDArray, kind: int) -> NDArray:
     """A matrix (N, K) packed, padded to multiples of 64."""
     at = (places(1, n, up(n, CHANNELS), up(n, CHANNELS)) for n in weights.shape)
     return pack(single(weights), kind, *at)
@@ -190,7 +190,7 @@ def multiplied(x: NDArray, weights: NDArray, kind: int, tiles: bool) -> NDArray:
     data, _, steps, corrections = laid_out(x, kind)
     out = np.zeros((up(T, BLOCK_ROWS), N), np.float32)
     _multiply(
-        kind, tiles, *packed(weights, kind), N, K, data, steps, corrections, T, out.ravel(),
+        kind, tiles, packed(weights, kind), N, K, data, steps, corrections, T, out.ravel(),
         TILE_LAYOUT, np.zeros(scratch_bytes(K), np.uint8),
     )  # fmt: skip
     return out[:T]
@@ -207,9 +207,9 @@ def before_gate(x: NDArray, w: NDArray, kind: int) -> NDArray:
 
 
 @kernel
-def _embed(table, weights, scales, rows, x):
+def _embed(table, weights, rows, x):
     for token in range(rows):
-        embed_row(table, weights, scales, token, x, token * table.padded_width)
+        embed_row(table, weights, token, x, token * table.padded_width)
 
 
 @kernel
@@ -225,12 +225,10 @@ def _prepare(kind, x, rows, K, data, floats, steps, corrections):
 
 
 @kernel
-def _multiply(
-    kind, tiles, weights, scales, N, K, data, steps, corrections, rows, out, layout, scratch
-):
+def _multiply(kind, tiles, weights, N, K, data, steps, corrections, rows, out, layout, scratch):
     product(
-        kind, tiles, weights, scales, 0, N // PANEL, K, data, steps, corrections, rows, out, N,
-        layout, scratch,
+        kind, tiles, weights, 0, N // PANEL, K, data, steps, corrections, rows, out, N, layout,
+        scratch,
     )  # fmt: skip
 
 
@@ -270,7 +268,8 @@ def _convolve(x, lines, weight, bias, K, R, past, positions, rows, y):
 @kernel
 def _recur(lines, first, G, z_r, z_i, b_r, b_i, rate, h, positions, rows, y):
     for c in range(first, first + CHANNELS, LANES):
-        recur(lines, 0, c, G, z_r, z_i, b_r, b_i, rate, h, 0, y, CHANNELS, positions, 0, rows)
+        recur(lines, 0, c, G, z_r, z_i, b_r, b_i, rate, h, 0, y, c % CHANNELS, CHANNELS,
+              positions, 0, rows)  # fmt: skip
 
 
 @kernel

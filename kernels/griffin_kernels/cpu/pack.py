@@ -6,12 +6,13 @@ kind     layout                         bytes
 float32  ``[N/32][K][32]``              float32
 widened  ``[N/32][K][32]``              bfloat16, computed with as float32
 bfloat16 ``[N/32][K/2][32][2]``         bfloat16
-int8     ``[N/32][K/4][32][4]``         q + 128
-int4     ``[N/32][K/4][16][4]``         q + 8; low halves are outputs 0 to 15, high halves 16 to 31
-scales   ``[N/32][K/64][32]``           bfloat16, of int8 and int4
+int8     ``[N/32][K/64][16][32][4]``    q + 128, and 32 scales after each ``[16][32][4]``
+int4     ``[N/32][K/64][16][16][4]``    q + 8, low halves outputs 0 to 15, high halves 16 to 31;
+                                        32 scales after each ``[16][16][4]``
 ======== ============================== =============================================
 
-N is padded with zeros to a multiple of 64 and K too.
+Scales are bfloat16, one for each output and 64 inputs. N is padded with zeros to a multiple of 64
+and K too.
 """
 
 import ml_dtypes
@@ -19,13 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from griffin_kernels.cpu.isa.common import GROUP, PANEL
-from griffin_kernels.cpu.matmul import BFLOAT16, BITS, FLOAT32, INT4, INT8, WIDENED
+from griffin_kernels.cpu.matmul import BFLOAT16, BITS, FLOAT32, GROUP_BYTES, INT4, INT8, WIDENED
 from griffin_kernels.cpu.quantise import dequantise, quantise
 
 __all__ = ["aligned", "pack", "padded", "unpack"]
 
 SLAB = 4096
 """Outputs that are packed at a time."""
+
+SCALE_BYTES = 2 * PANEL
 
 
 def aligned(size: int, dtype=np.uint8) -> NDArray:
@@ -49,7 +52,7 @@ def padded(weights: NDArray, outputs: NDArray | None, inputs: NDArray | None) ->
 
 def pack(
     weights: NDArray, kind: int, outputs: NDArray | None = None, inputs: NDArray | None = None
-) -> tuple[NDArray, NDArray]:
+) -> NDArray:
     """Pack a matrix.
 
     Parameters
@@ -64,9 +67,7 @@ def pack(
 
     Returns
     -------
-    data : array, uint8
-    scales : array, uint16
-        bfloat16 bits; empty for floating-point kinds.
+    array, uint8
 
     Raises
     ------
@@ -75,10 +76,8 @@ def pack(
     """
     places = np.arange(len(weights)) if outputs is None else outputs
     N, K = len(places), weights.shape[1] if inputs is None else len(inputs)
-    row = K * BITS[kind] // 8
-    data = aligned(N * row)
-    quantised = kind in (INT8, INT4)
-    scales = aligned(N * (K // GROUP) if quantised else 0, np.uint16)
+    size = K // GROUP * GROUP_BYTES[kind]  # of a panel
+    data = aligned(N // PANEL * size)
     for first in range(0, N, SLAB):
         last = min(first + SLAB, N)
         part = slice(first, last)
@@ -89,15 +88,16 @@ def pack(
             if whole
             else padded(weights, rows, inputs)
         )
-        codes, steps = slab, None
-        if quantised:
-            codes, steps = quantise(_real(slab), BITS[kind])
-        data[first * row : last * row] = _laid_out(codes, kind)
-        if steps is not None:
-            bits = steps.view(np.uint16).reshape(-1, PANEL, K // GROUP)
-            size = K // GROUP
-            scales[first * size : last * size] = bits.transpose(0, 2, 1).ravel()
-    return data, scales
+        to = data[first // PANEL * size : last // PANEL * size]
+        if kind not in (INT8, INT4):
+            to[:] = _laid_out(slab, kind)
+            continue
+        codes, scales = quantise(_real(slab), BITS[kind])
+        groups = to.reshape(-1, K // GROUP, GROUP_BYTES[kind])
+        groups[:, :, :-SCALE_BYTES] = _laid_out(codes, kind).reshape(*groups.shape[:2], -1)
+        bits = scales.view(np.uint16).reshape(-1, PANEL, K // GROUP).transpose(0, 2, 1)
+        groups[:, :, -SCALE_BYTES:] = np.ascontiguousarray(bits).view(np.uint8)
+    return data
 
 
 def _real(weights: NDArray) -> NDArray:
@@ -126,7 +126,7 @@ def _bfloat16(slab: NDArray) -> NDArray:
     return slab.astype(ml_dtypes.bfloat16, copy=False)
 
 
-def unpack(data: NDArray, scales: NDArray, kind: int, N: int, K: int) -> NDArray:
+def unpack(data: NDArray, kind: int, N: int, K: int) -> NDArray:
     """The weights (N, K) that a packed matrix stands for, padding included, as float32."""
     if kind == FLOAT32:
         return data.view(np.float32).reshape(-1, K, PANEL).transpose(0, 2, 1).reshape(N, K).copy()
@@ -137,6 +137,10 @@ def unpack(data: NDArray, scales: NDArray, kind: int, N: int, K: int) -> NDArray
         pairs = data.view(np.uint32).reshape(-1, K // 2, PANEL).transpose(0, 2, 1)
         halves = np.ascontiguousarray(pairs).view(ml_dtypes.bfloat16)
         return halves.reshape(N, K).astype(np.float32)
+    groups = data.reshape(N // PANEL, K // GROUP, GROUP_BYTES[kind])
+    data = np.ascontiguousarray(groups[:, :, :-SCALE_BYTES]).reshape(-1)
+    bits = np.ascontiguousarray(groups[:, :, -SCALE_BYTES:]).view(np.uint16).transpose(0, 2, 1)
+    scales = np.ascontiguousarray(bits).reshape(N, K // GROUP).view(ml_dtypes.bfloat16)
     if kind == INT8:
         words = data.view(np.uint32).reshape(-1, K // 4, PANEL).transpose(0, 2, 1)
     else:
@@ -144,5 +148,4 @@ def unpack(data: NDArray, scales: NDArray, kind: int, N: int, K: int) -> NDArray
         low = np.uint32(0x0F0F0F0F)
         words = np.concatenate([both & low, (both >> np.uint32(4)) & low], axis=1)
     codes = np.ascontiguousarray(words).reshape(-1).view(np.uint8).reshape(N, K)
-    steps = scales.reshape(-1, K // GROUP, PANEL).transpose(0, 2, 1).reshape(N, K // GROUP)
-    return dequantise(codes, np.ascontiguousarray(steps).view(ml_dtypes.bfloat16), BITS[kind])
+    return dequantise(codes, scales, BITS[kind])

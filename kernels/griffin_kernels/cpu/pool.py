@@ -6,6 +6,7 @@ work; kernels release the interpreter lock and meet in :mod:`griffin_kernels.cpu
 several Python threads is done one after the other, for each of them would want all cores.
 """
 
+import functools
 import os
 import platform
 import queue
@@ -22,6 +23,7 @@ from griffin_np.errors import ConfigError
 __all__ = ["Pool", "physical_cores", "pool", "set_threads"]
 
 
+@functools.cache
 def physical_cores() -> int:
     """Physical cores that this process may use; fast ones only, where the system tells them apart.
 

@@ -70,7 +70,7 @@ def convolve(x, u, uo, c, ld, G, weight, bias, K, wide, state, so, positions, fi
 
 
 @njit(error_model="numpy")
-def recur(u, uo, c, G, z_r, z_i, b_r, b_i, rate, h, ho, y, ld, positions, first, last):
+def recur(u, uo, c, G, z_r, z_i, b_r, b_i, rate, h, ho, y, o, ld, positions, first, last):
     """Equations (1) to (4) for sixteen channels over the tokens of one text.
 
     Parameters
@@ -80,21 +80,20 @@ def recur(u, uo, c, G, z_r, z_i, b_r, b_i, rate, h, ho, y, ld, positions, first,
     c : int
         First channel, of all heads.
     z_r, z_i : array, float32
-        ``W u`` of both gates, rows of 64 channels: those of this piece of work.
+        ``W u`` of both gates, rows of ``ld``, this channel at ``o``.
     b_r, b_i, rate : array, float32
     h : array, float32
         State at ho + c, replaced by the last one.
     y : array, float32
-        Output, rows of ``ld`` for every token.
+        Output, rows and places as those of ``z_r``.
     """
-    o = c % CHANNELS
     bias_r, bias_i, speed = load(b_r, c), load(b_i, c), load(rate, c)
     state = load(h, ho + c)
     for t in range(first, last):
-        at = t * CHANNELS + o
+        at = t * ld + o
         state = _step(
             load(u, uo + line_at(t, c % G, G)), load(z_r, at) + bias_r, load(z_i, at) + bias_i,
             speed, state, positions[t] == 0,
         )  # fmt: skip
-        store(y, t * ld + o, state)
+        store(y, at, state)
     store(h, ho + c, state)

@@ -1,9 +1,11 @@
 """The model as one compiled function: a slab of tokens through all blocks, on all threads.
 
 Every thread runs :func:`run` with its own ``part``. Phases of the computation are parted by
-barriers; within a phase threads share out rows, or pieces of 64 outputs, and never meet. A piece of
-outputs goes through the matrix product and everything that follows channel by channel (bias, GeLU,
-convolution, recurrence, rounding for the next product) while it is in the cache.
+barriers; within a phase threads share out rows, or take pieces of 64 outputs as long as there are
+any, and never meet. Outputs go through the matrix product and everything that follows channel by
+channel (bias, GeLU, convolution, recurrence, rounding for the next product) while they are in the
+cache. Of many rows that is done one piece at a time; of a few rows many pieces go together, so that
+weights are read in long runs.
 
 Widths are padded with zeros to multiples of 64, heads to multiples of 16 (attention) or 64
 (recurrence), so no kernel has a tail.
@@ -18,7 +20,7 @@ from griffin_kernels.cpu.attention import attend, store_ring
 from griffin_kernels.cpu.compiled import kernel
 from griffin_kernels.cpu.elementary import gelu, tanh
 from griffin_kernels.cpu.isa.common import GROUP, PANEL
-from griffin_kernels.cpu.matmul import BFLOAT16, FLOAT32, INT8, product
+from griffin_kernels.cpu.matmul import BFLOAT16, FLOAT32, GROUP_BYTES, INT8, product
 from griffin_kernels.cpu.recurrent import CHANNELS, convolve, recur
 from griffin_kernels.cpu.rows import norm_row, prepare_group, prepare_row, rope_angles, rotate_head
 from griffin_kernels.cpu.simd import (
@@ -30,9 +32,9 @@ from griffin_kernels.cpu.simd import (
     store,
     store_first,
 )
-from griffin_kernels.cpu.sync import barrier
+from griffin_kernels.cpu.sync import barrier, claim
 
-__all__ = ["SLOTS", "Activations", "Call", "Shape", "Work", "run"]
+__all__ = ["OUTPUTS", "ROWS", "SLOTS", "Activations", "Call", "Shape", "Work", "run"]
 
 Shape = namedtuple(
     "Shape",
@@ -60,20 +62,26 @@ or -1, ``state`` (blocks, 2) the addresses of every block's arrays."""
 
 SLOTS = (
     "recurrent", "temporal_norm", "mlp_norm",
-    "gate", "gate_scale", "gate_bias", "up", "up_scale", "up_bias", "down", "down_scale",
-    "down_bias", "out", "out_scale", "out_bias",
-    "y", "y_scale", "y_bias", "x", "x_scale", "x_bias", "conv", "conv_bias", "w_a", "b_a", "w_x",
-    "b_x", "gates_kind", "rate",
-    "query", "query_scale", "key", "key_scale", "value", "value_scale",
+    "gate", "gate_bias", "up", "up_bias", "down", "down_bias", "out", "out_bias",
+    "y", "y_bias", "x", "x_bias", "conv", "conv_bias", "w_a", "b_a", "w_x", "b_x", "gates_kind",
+    "rate",
+    "query", "key", "value",
 )  # fmt: skip
 """Columns of the table of weights: addresses, but for ``recurrent`` (0 or 1) and ``gates_kind``.
 ``out`` leads back to the residual stream, from either kind of block."""
 (
     IS_RECURRENT, TEMPORAL_NORM, MLP_NORM,
-    GATE, GATE_S, GATE_B, UP, UP_S, UP_B, DOWN, DOWN_S, DOWN_B, OUT, OUT_S, OUT_B,
-    Y, Y_S, Y_B, X, X_S, X_B, CONV, CONV_B, W_A, B_A, W_X, B_X, GATES_KIND, RATE,
-    QUERY, QUERY_S, KEY, KEY_S, VALUE, VALUE_S,
+    GATE, GATE_B, UP, UP_B, DOWN, DOWN_B, OUT, OUT_B,
+    Y, Y_B, X, X_B, CONV, CONV_B, W_A, B_A, W_X, B_X, GATES_KIND, RATE,
+    QUERY, KEY, VALUE,
 ) = range(len(SLOTS))  # fmt: skip
+
+ROWS = 512
+"""The most tokens of a slab."""
+
+PLACE = ROWS * CHANNELS
+OUTPUTS = 3 * PLACE
+"""float32 numbers of a thread's ``outputs``: it has three places for outputs of products."""
 
 HUGE = 1 << 46
 """Length of arrays whose real length the caller vouches for."""
@@ -90,19 +98,19 @@ def share(part, parts, pieces):
 
 
 @njit(error_model="numpy")
-def place(rows, number):
-    """Where the outputs of 64 channels of all rows stand: a thread has three such places."""
-    return (rows + 15) // 16 * 16 * CHANNELS * number
+def at_once(rows):
+    """Pieces of so many rows that fit into a place."""
+    return ROWS // ((rows + 15) // 16 * 16)
 
 
 @njit(error_model="numpy")
-def multiply(part, shape, work, weights, scales, piece, K, inputs, rows, number):
-    """A piece of 64 outputs of a product, for all rows, into a place of this thread."""
+def multiply(part, shape, work, weights, first, last, K, inputs, rows, number):
+    """Some pieces of a product, for all rows, into a place of this thread."""
     product(
-        shape.kind, shape.tiles, bytes_at(weights, HUGE), halves_at(scales, HUGE),
-        piece * CHANNELS // PANEL, (piece + 1) * CHANNELS // PANEL, K, inputs.bytes, inputs.steps,
-        inputs.corrections, rows, work.outputs[part][place(rows, number):], CHANNELS, work.layout,
-        work.bytes[part],
+        shape.kind, shape.tiles, bytes_at(weights, HUGE),
+        first * CHANNELS // PANEL, last * CHANNELS // PANEL, K, inputs.bytes, inputs.steps,
+        inputs.corrections, rows, work.outputs[part][number * PLACE:], (last - first) * CHANNELS,
+        work.layout, work.bytes[part],
     )  # fmt: skip
 
 
@@ -120,58 +128,69 @@ def norm_rows(part, parts, shape, work, scale, rows):
 
 
 @njit(error_model="numpy")
-def project(part, parts, shape, work, weights, scales, width, K, inputs, target, rows):
+def project(part, parts, sync, kind, shape, work, weights, width, K, inputs, target, rows):
     """``target = inputs @ weights``, no bias."""
-    first, last = share(part, parts, width // CHANNELS)
     out = work.outputs[part]
-    for piece in range(first, last):
-        multiply(part, shape, work, weights, scales, piece, K, inputs, rows, 0)
+    while True:
+        first, last = claim(sync, parts, width // CHANNELS, at_once(rows), kind)
+        if first == last:
+            return
+        multiply(part, shape, work, weights, first, last, K, inputs, rows, 0)
+        at, ld = first * CHANNELS, (last - first) * CHANNELS
         for m in range(rows):
-            for c in range(0, CHANNELS, LANES):
-                store(target, m * width + piece * CHANNELS + c, load(out, m * CHANNELS + c))
+            for c in range(0, ld, LANES):
+                store(target, m * width + at + c, load(out, m * ld + c))
 
 
 @njit(error_model="numpy")
-def add_to_stream(part, parts, shape, work, weights, scales, bias, K, rows):
+def add_to_stream(part, parts, sync, shape, work, weights, bias, K, rows):
     """``x += inputs @ weights + bias``: the way back from a block."""
-    D = shape.padded_width
-    first, last = share(part, parts, D // CHANNELS)
-    out, b = work.outputs[part], floats_at(bias, HUGE)
-    for piece in range(first, last):
-        multiply(part, shape, work, weights, scales, piece, K, work.second, rows, 0)
+    D, out, b = shape.padded_width, work.outputs[part], floats_at(bias, HUGE)
+    while True:
+        first, last = claim(sync, parts, D // CHANNELS, at_once(rows), 0)
+        if first == last:
+            return
+        multiply(part, shape, work, weights, first, last, K, work.second, rows, 0)
+        at, ld = first * CHANNELS, (last - first) * CHANNELS
         for m in range(rows):
-            for c in range(0, CHANNELS, LANES):
-                at = piece * CHANNELS + c
-                y = load(out, m * CHANNELS + c) + load(b, at)
-                store(work.x, m * D + at, load(work.x, m * D + at) + y)
+            for c in range(0, ld, LANES):
+                y = load(out, m * ld + c) + load(b, at + c)
+                store(work.x, m * D + at + c, load(work.x, m * D + at + c) + y)
 
 
 @njit(error_model="numpy")
-def branches(part, parts, shape, work, w, state, call, rows):
-    """Both ways into a recurrent block: through GeLU, and through the convolution."""
+def gelu_branch(part, parts, sync, shape, work, w, rows):
+    """The way through a recurrent block that only goes through GeLU."""
+    R, D = shape.lru_width, shape.padded_width
+    out, bias = work.outputs[part], floats_at(w[Y_B], HUGE)
+    while True:
+        first, last = claim(sync, parts, R // CHANNELS, at_once(rows), 0)
+        if first == last:
+            return
+        multiply(part, shape, work, w[Y], first, last, D, work.first, rows, 0)
+        at, ld = first * CHANNELS, (last - first) * CHANNELS
+        for m in range(rows):
+            for c in range(0, ld, LANES):
+                store(work.branch, m * R + at + c, gelu(load(out, m * ld + c) + load(bias, at + c)))
+
+
+@njit(error_model="numpy")
+def convolved_branch(part, parts, sync, shape, work, w, state, call, rows):
+    """The other way, as far as the convolution."""
     R, G, D = shape.lru_width, shape.gate_width, shape.padded_width
-    pieces = R // CHANNELS
-    first, last = share(part, parts, 2 * pieces)
-    out = work.outputs[part]
-    y_bias, x_bias = floats_at(w[Y_B], HUGE), floats_at(w[X_B], HUGE)
+    out, bias = work.outputs[part], floats_at(w[X_B], HUGE)
     conv, conv_bias = floats_at(w[CONV], HUGE), floats_at(w[CONV_B], HUGE)
-    past = floats_at(state[0], HUGE)
-    padded = (rows + 15) // 16 * 16
-    for number in range(first, last):
-        piece = number % pieces
-        if number < pieces:
-            multiply(part, shape, work, w[Y], w[Y_S], piece, D, work.first, rows, 0)
+    past, padded = floats_at(state[0], HUGE), (rows + 15) // 16 * 16
+    while True:
+        first, last = claim(sync, parts, R // CHANNELS, at_once(rows), 1)
+        if first == last:
+            return
+        multiply(part, shape, work, w[X], first, last, D, work.first, rows, 0)
+        ld = (last - first) * CHANNELS
+        for c in range(0, ld, LANES):
+            at = first * CHANNELS + c
             for m in range(rows):
-                for c in range(0, CHANNELS, LANES):
-                    at = piece * CHANNELS + c
-                    z = load(out, m * CHANNELS + c) + load(y_bias, at)
-                    store(work.branch, m * R + at, gelu(z))
-            continue
-        multiply(part, shape, work, w[X], w[X_S], piece, D, work.first, rows, 0)
-        for c in range(0, CHANNELS, LANES):
-            at = piece * CHANNELS + c
-            for m in range(rows):
-                store(work.raw, m * R + at, load(out, m * CHANNELS + c) + load(x_bias, at))
+                store(work.raw, m * R + at, load(out, m * ld + c) + load(bias, at))
             for s in range(len(call.segments)):
                 begin, end, row = call.segments[s]
                 convolve(
@@ -181,41 +200,48 @@ def branches(part, parts, shape, work, w, state, call, rows):
 
 
 @njit(error_model="numpy")
-def recurrence(part, parts, shape, work, w, state, call, rows):
+def recurrence(part, parts, sync, shape, work, w, state, call, rows):
     """Gates, RG-LRU and the product of both branches."""
     R, G = shape.lru_width, shape.gate_width
-    first, last = share(part, parts, R // CHANNELS)
     out, kind, padded = work.outputs[part], w[GATES_KIND], (rows + 15) // 16 * 16
     b_a, b_x, rate = floats_at(w[B_A], HUGE), floats_at(w[B_X], HUGE), floats_at(w[RATE], HUGE)
-    h, nothing = floats_at(state[1], HUGE), halves_at(0, 0)
-    z_r, z_i, y = (out[place(rows, 0) :], out[place(rows, 1) :], out[place(rows, 2) :])
+    h = floats_at(state[1], HUGE)
+    z_r, z_i, y = out[:PLACE], out[PLACE:], out[2 * PLACE :]
     mixed = work.mixed.view(np.uint8)
-    for piece in range(first, last):
-        head = piece * CHANNELS // G * G * padded
+    while True:
+        first, last = claim(sync, parts, R // CHANNELS, at_once(rows), 0)
+        if first == last:
+            return
+        ld = (last - first) * CHANNELS
         for number in range(2):
-            product(
-                kind, False, bytes_at(w[W_X] if number else w[W_A], HUGE), nothing,
-                piece * CHANNELS // PANEL, (piece + 1) * CHANNELS // PANEL, G, mixed[4 * head:],
-                work.first.steps, work.first.corrections, rows, z_i if number else z_r, CHANNELS,
-                work.layout, work.bytes[part],
-            )  # fmt: skip
-        for c in range(0, CHANNELS, LANES):
+            for piece in range(first, last):
+                head = piece * CHANNELS // G * G * padded
+                product(
+                    kind, False, bytes_at(w[W_X] if number else w[W_A], HUGE),
+                    piece * CHANNELS // PANEL, (piece + 1) * CHANNELS // PANEL, G,
+                    mixed[4 * head:], work.first.steps, work.first.corrections, rows,
+                    (z_i if number else z_r)[(piece - first) * CHANNELS:], ld, work.layout,
+                    work.bytes[part],
+                )  # fmt: skip
+        for c in range(0, ld, LANES):
+            at = first * CHANNELS + c
             for s in range(len(call.segments)):
                 begin, end, row = call.segments[s]
                 recur(
-                    work.mixed, head, piece * CHANNELS + c, G, z_r, z_i, b_a, b_x, rate, h, row * R,
-                    y, CHANNELS, call.positions, begin, end,
+                    work.mixed, at // G * G * padded, at, G, z_r, z_i, b_a, b_x, rate, h, row * R,
+                    y, c, ld, call.positions, begin, end,
                 )  # fmt: skip
         for m in range(rows):
-            at, o = m * R + piece * CHANNELS, m * CHANNELS
-            prepare_group(
-                shape.kind, load(y, o) * load(work.branch, at),
-                load(y, o + 16) * load(work.branch, at + 16),
-                load(y, o + 32) * load(work.branch, at + 32),
-                load(y, o + 48) * load(work.branch, at + 48),
-                m, piece, R, work.second.bytes, work.second.floats, work.second.steps,
-                work.second.corrections,
-            )  # fmt: skip
+            for piece in range(first, last):
+                at, o = m * R + piece * CHANNELS, m * ld + (piece - first) * CHANNELS
+                prepare_group(
+                    shape.kind, load(y, o) * load(work.branch, at),
+                    load(y, o + 16) * load(work.branch, at + 16),
+                    load(y, o + 32) * load(work.branch, at + 32),
+                    load(y, o + 48) * load(work.branch, at + 48),
+                    m, piece, R, work.second.bytes, work.second.floats, work.second.steps,
+                    work.second.corrections,
+                )  # fmt: skip
 
 
 @njit(error_model="numpy")
@@ -237,10 +263,11 @@ def attention(part, parts, sync, shape, work, w, state, call, rows):
     """Everything of an attention block between the norm and the way back."""
     D, Q = shape.padded_width, shape.kv_heads
     inputs = work.first
-    project(part, parts, shape, work, w[QUERY], w[QUERY_S], shape.attention_width, D, inputs,
-            work.queries, rows)  # fmt: skip
-    project(part, parts, shape, work, w[KEY], w[KEY_S], shape.key_width, D, inputs, work.keys, rows)
-    project(part, parts, shape, work, w[VALUE], w[VALUE_S], shape.key_width, D, inputs,
+    project(part, parts, sync, 0, shape, work, w[QUERY], shape.attention_width, D,
+            inputs, work.queries, rows)  # fmt: skip
+    project(part, parts, sync, 1, shape, work, w[KEY], shape.key_width, D, inputs,
+            work.keys, rows)  # fmt: skip
+    project(part, parts, sync, 2, shape, work, w[VALUE], shape.key_width, D, inputs,
             work.values, rows)  # fmt: skip
     barrier(sync, parts)
     rotate(part, parts, shape, work, rows)
@@ -270,31 +297,33 @@ def attention(part, parts, sync, shape, work, w, state, call, rows):
 
 
 @njit(error_model="numpy")
-def expand(part, parts, shape, work, w, rows):
+def expand(part, parts, sync, shape, work, w, rows):
     """The gated MLP's two branches and their product."""
-    first, last = share(part, parts, shape.mlp_width // CHANNELS)
+    D, out = shape.padded_width, work.outputs[part]
     gate_bias, up_bias = floats_at(w[GATE_B], HUGE), floats_at(w[UP_B], HUGE)
-    out = work.outputs[part]
-    other = place(rows, 1)
-    for piece in range(first, last):
-        multiply(part, shape, work, w[GATE], w[GATE_S], piece, shape.padded_width, work.first,
-                 rows, 0)  # fmt: skip
-        multiply(part, shape, work, w[UP], w[UP_S], piece, shape.padded_width, work.first, rows, 1)
+    while True:
+        first, last = claim(sync, parts, shape.mlp_width // CHANNELS, at_once(rows), 0)
+        if first == last:
+            return
+        multiply(part, shape, work, w[GATE], first, last, D, work.first, rows, 0)
+        multiply(part, shape, work, w[UP], first, last, D, work.first, rows, 1)
+        ld = (last - first) * CHANNELS
         for m in range(rows):
-            o, b = m * CHANNELS, piece * CHANNELS
-            for c in range(0, CHANNELS, LANES):
-                gate = gelu(load(out, o + c) + load(gate_bias, b + c))
-                up = load(out, other + o + c) + load(up_bias, b + c)
-                store(out, o + c, gate * up)
-            prepare_group(
-                shape.kind, load(out, o), load(out, o + 16), load(out, o + 32), load(out, o + 48),
-                m, piece, shape.mlp_width, work.second.bytes, work.second.floats,
-                work.second.steps, work.second.corrections,
-            )  # fmt: skip
+            for piece in range(first, last):
+                o, b = m * ld + (piece - first) * CHANNELS, piece * CHANNELS
+                for c in range(0, CHANNELS, LANES):
+                    gate = gelu(load(out, o + c) + load(gate_bias, b + c))
+                    up = load(out, PLACE + o + c) + load(up_bias, b + c)
+                    store(out, o + c, gate * up)
+                prepare_group(
+                    shape.kind, load(out, o), load(out, o + 16), load(out, o + 32),
+                    load(out, o + 48), m, piece, shape.mlp_width, work.second.bytes,
+                    work.second.floats, work.second.steps, work.second.corrections,
+                )  # fmt: skip
 
 
 @njit(error_model="numpy")
-def embed_row(shape, weights, scales, token, x, o):
+def embed_row(shape, weights, token, x, o):
     """One row of the embedding, out of its packed form, scaled."""
     D = shape.padded_width
     panel, lane, kind = token // PANEL, token % PANEL, shape.kind
@@ -309,14 +338,16 @@ def embed_row(shape, weights, scales, token, x, o):
             bits = pairs[((panel * (D // 2) + k // 2) * PANEL + lane) * 2 + k % 2]
             x[o + k] = widened(bits) * factor
     else:
-        codes, steps = bytes_at(weights, HUGE), halves_at(scales, HUGE)
+        codes, halves = bytes_at(weights, HUGE), halves_at(weights, HUGE)
+        size = GROUP_BYTES[kind]
         for k in range(D):
-            step = widened(steps[(panel * (D // GROUP) + k // GROUP) * PANEL + lane])
-            quad = panel * (D // 4) + k // 4
+            group = (panel * (D // GROUP) + k // GROUP) * size
+            step = widened(halves[(group + size) // 2 - PANEL + lane])
+            quad = k % GROUP // 4
             if kind == INT8:
-                code = np.int32(codes[(quad * PANEL + lane) * 4 + k % 4]) - np.int32(128)
+                code = np.int32(codes[group + (quad * PANEL + lane) * 4 + k % 4]) - np.int32(128)
             else:
-                both = np.int32(codes[(quad * LANES + lane % LANES) * 4 + k % 4])
+                both = np.int32(codes[group + (quad * LANES + lane % LANES) * 4 + k % 4])
                 code = ((both >> 4) if lane >= LANES else (both & 15)) - np.int32(8)
             x[o + k] = np.float32(code) * step * factor
 
@@ -328,13 +359,13 @@ def widened(bits):
 
 
 @njit(error_model="numpy")
-def begin(part, parts, shape, work, embedding, embedding_scales, call, rows):
+def begin(part, parts, shape, work, embedding, call, rows):
     """The residual stream before the first block, and rotary angles."""
     first, last = share(part, parts, rows)
     D, half = shape.padded_width, shape.rotary // 2
     for m in range(first, last):
         if len(call.tokens):
-            embed_row(shape, embedding, embedding_scales, call.tokens[m], work.x, m * D)
+            embed_row(shape, embedding, call.tokens[m], work.x, m * D)
         else:
             for k in range(shape.width):
                 work.x[m * D + k] = call.embeddings[m * shape.width + k] * np.float32(
@@ -346,7 +377,7 @@ def begin(part, parts, shape, work, embedding, embedding_scales, call, rows):
 
 
 @njit(error_model="numpy")
-def finish(part, parts, sync, shape, work, final_norm, embedding, embedding_scales, call):
+def finish(part, parts, sync, shape, work, final_norm, embedding, call):
     """Final norm of the wanted tokens, in place, and their logits where there is room for them."""
     wanted, D = len(call.wanted), shape.padded_width
     first, last = share(part, parts, wanted)
@@ -361,21 +392,24 @@ def finish(part, parts, sync, shape, work, final_norm, embedding, embedding_scal
         for c in range(0, D, LANES):
             store(work.x, at + c, load(row, c))
     barrier(sync, parts)
-    if not len(call.logits):
+    if not wanted or not len(call.logits):
         return
-    first, last = share(part, parts, (shape.vocab + CHANNELS - 1) // CHANNELS)
-    out = work.outputs[part]
+    out, pieces = work.outputs[part], (shape.vocab + CHANNELS - 1) // CHANNELS
     inverse = np.float32(1 / shape.cap) if shape.cap else np.float32(0)
-    for piece in range(first, last):
-        multiply(part, shape, work, embedding, embedding_scales, piece, D, work.first, wanted, 0)
-        count = min(CHANNELS, shape.vocab - piece * CHANNELS)
+    while True:
+        first, last = claim(sync, parts, pieces, at_once(wanted), 0)
+        if first == last:
+            return
+        multiply(part, shape, work, embedding, first, last, D, work.first,
+                 wanted, 0)  # fmt: skip
+        at, ld = first * CHANNELS, (last - first) * CHANNELS
+        count = min(ld, shape.vocab - at)
         for i in range(wanted):
-            o = i * CHANNELS
             if call.goes_to[i] < 0:
                 continue
-            to = call.goes_to[i] * shape.vocab + piece * CHANNELS
+            to = call.goes_to[i] * shape.vocab + at
             for c in range(0, count, LANES):
-                z = load(out, o + c)
+                z = load(out, i * ld + c)
                 if shape.cap:
                     z = broadcast(np.float32(shape.cap)) * tanh(z * broadcast(inverse))
                 if c + LANES <= count:
@@ -385,7 +419,7 @@ def finish(part, parts, sync, shape, work, final_norm, embedding, embedding_scal
 
 
 def run(
-    part, parts, sync, shape, work, table, embedding, embedding_scales, final_norm, call, rows,
+    part, parts, sync, shape, work, table, embedding, final_norm, call, rows,
     first_block, last_block, starts, ends,
 ):  # fmt: skip
     """Take a slab of tokens through blocks ``first_block`` to ``last_block - 1``.
@@ -400,7 +434,7 @@ def run(
     work : Work
     table : array of shape (blocks, len(SLOTS)), int64
         Addresses of packed weights.
-    embedding, embedding_scales, final_norm : int
+    embedding, final_norm : int
         Addresses.
     call : Call
     rows : int
@@ -410,33 +444,32 @@ def run(
         Begin with the embedding; end with the final norm and logits.
     """
     if starts:
-        begin(part, parts, shape, work, embedding, embedding_scales, call, rows)
+        begin(part, parts, shape, work, embedding, call, rows)
         barrier(sync, parts)
     for b in range(first_block, last_block):
         w, state = table[b], call.state[b]
         norm_rows(part, parts, shape, work, w[TEMPORAL_NORM], rows)
         barrier(sync, parts)
         if w[IS_RECURRENT]:
-            branches(part, parts, shape, work, w, state, call, rows)
+            gelu_branch(part, parts, sync, shape, work, w, rows)
+            convolved_branch(part, parts, sync, shape, work, w, state, call, rows)
             barrier(sync, parts)
-            recurrence(part, parts, shape, work, w, state, call, rows)
+            recurrence(part, parts, sync, shape, work, w, state, call, rows)
             inner = shape.lru_width
         else:
             attention(part, parts, sync, shape, work, w, state, call, rows)
             inner = shape.attention_width
         barrier(sync, parts)
-        add_to_stream(part, parts, shape, work, w[OUT], w[OUT_S], w[OUT_B], inner, rows)
+        add_to_stream(part, parts, sync, shape, work, w[OUT], w[OUT_B], inner, rows)
         barrier(sync, parts)
         norm_rows(part, parts, shape, work, w[MLP_NORM], rows)
         barrier(sync, parts)
-        expand(part, parts, shape, work, w, rows)
+        expand(part, parts, sync, shape, work, w, rows)
         barrier(sync, parts)
-        add_to_stream(
-            part, parts, shape, work, w[DOWN], w[DOWN_S], w[DOWN_B], shape.mlp_width, rows
-        )
+        add_to_stream(part, parts, sync, shape, work, w[DOWN], w[DOWN_B], shape.mlp_width, rows)
         barrier(sync, parts)
     if ends:
-        finish(part, parts, sync, shape, work, final_norm, embedding, embedding_scales, call)
+        finish(part, parts, sync, shape, work, final_norm, embedding, call)
         barrier(sync, parts)
 
 

@@ -133,24 +133,24 @@ def store_tile(typing, tile, out, index, stride):
 
 
 def integer_tile(bits: int):
-    """An intrinsic that adds one group of integer weights to a tile."""
+    """An intrinsic that adds one group of integer weights, with its scales, to a tile."""
     emit = {8: MODULE.emit_int8, 4: MODULE.emit_int4}[bits]
 
-    def add(typing, tile, weights, w, scales, s, activations, a, steps, corrections, g):
+    def add(typing, tile, weights, w, activations, a, steps, corrections, g):
         def generate(context, builder, signature, args):
-            t, w_array, wi, s_array, si, a_array, ai, f_array, c_array, gi = args
+            t, w_array, wi, a_array, ai, f_array, c_array, gi = args
             rows = tile.count // 2
             first = byte_pointer(context, builder, activations, a_array, ai)
             row_pointers = rows_of(builder, first, rows)
             fixes = byte_pointer(context, builder, corrections, c_array, gi)
             factors = byte_pointer(context, builder, steps, f_array, gi)
-            scale = byte_pointer(context, builder, scales, s_array, si)
             block = byte_pointer(context, builder, weights, w_array, wi)
             dots = emit(
                 builder, block, row_pointers,
                 [scalar_at(builder, fixes, I32, 4 * r) for r in range(rows)],
             )  # fmt: skip
-            halves = [bfloat16_at(builder, scale, 32 * i) for i in range(2)]
+            scales = PANEL * GROUP * bits // 8
+            halves = [bfloat16_at(builder, block, scales + 32 * i) for i in range(2)]
             sums = unpacked(builder, t)
             for r in range(rows):
                 factor = splat(builder, scalar_at(builder, factors, ir.FloatType(), 4 * r), FLOATS)
@@ -160,13 +160,11 @@ def integer_tile(bits: int):
                     sums[2 * r + i] = fma(builder, exact, step, sums[2 * r + i])
             return packed(builder, sums, t.type)
 
-        known = is_array_of(weights, types.uint8) and is_array_of(scales, types.uint16)
         index = types.intp
-        return known and (
-            tile(tile, weights, index, scales, index, activations, index,
-                 steps, corrections, index),
+        return is_array_of(weights, types.uint8) and (
+            tile(tile, weights, index, activations, index, steps, corrections, index),
             generate,
-        )  # fmt: skip
+        )
 
     add.__doc__ = f"Add one group of {bits}-bit weights times activations to a tile."
     return intrinsic(add)
@@ -313,14 +311,17 @@ def tile_release(typing):
 
 
 @intrinsic
-def scale_block(typing, block, products, p, scales, s, steps, g):
-    """Add a group's products (sixteen rows of sixteen int32) times their scales to a block."""
+def scale_block(typing, block, products, p, weights, s, steps, g):
+    """Add a group's products (sixteen rows of sixteen int32) times their scales to a block.
+
+    The scales stand among the weights, at byte s.
+    """
 
     def generate(context, builder, signature, args):
         b, p_array, pi, s_array, si, f_array, gi = args
         exact = byte_pointer(context, builder, products, p_array, pi)
         factors = byte_pointer(context, builder, steps, f_array, gi)
-        scale = bfloat16_at(builder, byte_pointer(context, builder, scales, s_array, si), 0)
+        scale = bfloat16_at(builder, byte_pointer(context, builder, weights, s_array, si), 0)
         sums, ints = unpacked(builder, b), Words(builder, LANES).ints
         for r in range(LANES):
             factor = splat(builder, scalar_at(builder, factors, ir.FloatType(), 4 * r), FLOATS)
@@ -331,7 +332,7 @@ def scale_block(typing, block, products, p, scales, s, steps, g):
         return packed(builder, sums, b.type)
 
     index = types.intp
-    return block(block, products, index, scales, index, steps, index), generate
+    return block(block, products, index, weights, index, steps, index), generate
 
 
 @intrinsic

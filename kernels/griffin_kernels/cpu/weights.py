@@ -12,8 +12,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from griffin_kernels.cpu.isa.common import GROUP
-from griffin_kernels.cpu.matmul import BFLOAT16, BITS, FLOAT32, INT4, INT8, WIDENED
+from griffin_kernels.cpu.isa.common import GROUP, PANEL
+from griffin_kernels.cpu.matmul import BFLOAT16, FLOAT32, GROUP_BYTES, INT4, INT8, WIDENED
 from griffin_kernels.cpu.pack import aligned, pack, unpack
 from griffin_kernels.cpu.scan import softplus_8
 from griffin_kernels.cpu.step import SLOTS
@@ -171,20 +171,17 @@ def packed(
     kind, layout = KINDS[dtype], Layout(config)
     assert config.lru_width is not None
 
-    def matrix(name: str, short: str, weights: NDArray):
+    def matrix(name: str, short: str, weights: NDArray) -> NDArray:
         try:
-            data, scales = pack(weights, kind, *layout.matrices[short])
+            return pack(weights, kind, *layout.matrices[short])
         except ParameterError as error:
             raise ParameterError(f"{name}: {error}") from None
-        yield name, data
-        if scales.size:
-            yield f"{name}.scale", scales
 
     for name in parameter_shapes(config):
         role, key = role_of(name)
         values = parameter(name)
         if role == MATRIX:
-            yield from matrix(name, key, values if key == "embedding" else values.T)
+            yield name, matrix(name, key, values if key == "embedding" else values.T)
         elif role == NORM:
             yield name, layout.vector(1 + np.asarray(values, np.float32), layout.width_places)
             yield f"{name}.given", given(values)
@@ -211,15 +208,12 @@ def given(values: NDArray) -> NDArray:
 def packed_forms(config: GriffinConfig, dtype: str) -> dict[str, tuple[np.dtype, int | None]]:
     """Dtype and number of elements of every packed array; None for gates, which have two forms."""
     kind, layout = KINDS[dtype], Layout(config)
-    byte, half, single, whole = (np.dtype(d) for d in ("uint8", "uint16", "float32", "int32"))
+    byte, single, whole = (np.dtype(d) for d in ("uint8", "float32", "int32"))
     forms: dict[str, tuple[np.dtype, int | None]] = {}
     for name, shape in parameter_shapes(config).items():
         role, key = role_of(name)
         if role == MATRIX:
-            N, K = layout.sizes[key]
-            forms[name] = byte, N * K * BITS[kind] // 8
-            if kind in (INT8, INT4):
-                forms[f"{name}.scale"] = half, N * K // GROUP
+            forms[name] = byte, packed_bytes(layout.sizes[key], kind)
         elif role == GATE:
             forms |= {name: (byte, None), f"{name}.kind": (whole, 1)}
         elif role == NORM:
@@ -234,10 +228,16 @@ def packed_forms(config: GriffinConfig, dtype: str) -> dict[str, tuple[np.dtype,
     return forms
 
 
+def packed_bytes(size: tuple[int, ...], kind: int) -> int:
+    """Bytes of a packed matrix (outputs, inputs), its scales among them."""
+    N, K = size
+    return N // PANEL * (K // GROUP) * GROUP_BYTES[kind]
+
+
 def gate_bytes(config: GriffinConfig, kind: int) -> int:
     """Bytes of one gate's matrices in one of their two forms."""
     layout = Layout(config)
-    return layout.lru_width * layout.gate_width * BITS[kind] // 8
+    return packed_bytes((layout.lru_width, layout.gate_width), kind)
 
 
 def gates_kind(weights: NDArray) -> int:
@@ -252,7 +252,7 @@ def pack_gates(weights: NDArray, layout: Layout, kind: int) -> NDArray:
     """All heads' matrices, one below the other: (H * G outputs, G inputs)."""
     G, wide = weights.shape[1], layout.gate_width
     at = places(1, G, wide, wide)
-    heads = [pack(head.T, kind, at, at)[0] for head in weights]
+    heads = [pack(head.T, kind, at, at) for head in weights]
     result = aligned(sum(h.size for h in heads))
     np.concatenate(heads, out=result)
     return result
@@ -289,8 +289,6 @@ def address_table(config: GriffinConfig, arrays: Mapping[str, NDArray]) -> NDArr
         for slot, name in names.items():
             full = f"blocks.{i}.{name}"
             table[i, SLOTS.index(slot)] = arrays[full].ctypes.data
-            if f"{full}.scale" in arrays:
-                table[i, SLOTS.index(f"{slot}_scale")] = arrays[f"{full}.scale"].ctypes.data
         if kind == RECURRENT:
             gates = f"blocks.{i}.recurrent.rg_lru"
             kinds = {int(arrays[f"{gates}.{w}.kind"][0]) for w in ("w_a", "w_x")}
@@ -305,14 +303,12 @@ def parameters_of(
 ) -> dict[str, NDArray]:
     """The parameters that packed arrays stand for, by flat name, float32."""
     kind, layout = KINDS[dtype], Layout(config)
-    nothing = np.empty(0, np.uint16)
     result = {}
     for name, shape in parameter_shapes(config).items():
         role, key = role_of(name)
         array = arrays[name]
         if role == MATRIX:
-            scales = arrays.get(f"{name}.scale", nothing)
-            full = unpack(array, scales, kind, *layout.sizes[key])
+            full = unpack(array, kind, *layout.sizes[key])
             for axis, at in enumerate(layout.matrices[key]):
                 if at is not None:
                     full = np.compress(at >= 0, full, axis=axis)
@@ -320,7 +316,7 @@ def parameters_of(
         elif role == GATE:
             wide, G = layout.gate_width, config.gate_width
             form = int(arrays[f"{name}.kind"][0])
-            full = unpack(array, nothing, form, config.num_heads * wide, wide)
+            full = unpack(array, form, config.num_heads * wide, wide)
             heads = full.reshape(config.num_heads, wide, wide)[:, :G, :G]
             result[name] = np.ascontiguousarray(heads.transpose(0, 2, 1))
         elif role in (NORM, DECAY):
@@ -343,7 +339,7 @@ def random(config: GriffinConfig, dtype: str, seed: int = 0) -> Iterator[tuple[s
     kind, layout = KINDS[dtype], Layout(config)
     rng = np.random.default_rng(seed)
 
-    def drawn(kind: int, size: int) -> NDArray:
+    def drawn(kind: int, size: int, inputs: int = 0) -> NDArray:
         data = aligned(size)
         words = data.view(np.uint64)
         step = 1 << 22
@@ -358,8 +354,14 @@ def random(config: GriffinConfig, dtype: str, seed: int = 0) -> Iterator[tuple[s
             singles = data.view(np.uint32)
             singles &= np.uint32(0x807FFFFF)
             singles |= np.uint32(0x3C000000)
-        elif kind == INT8:
-            np.maximum(data, 1, out=data)
+        else:
+            if kind == INT8:
+                np.maximum(data, 1, out=data)
+            # Outputs of variance near 1, as far as inputs have it.
+            spread = (73 if kind == INT8 else 4.6) * inputs**0.5
+            groups = data.reshape(-1, GROUP_BYTES[kind])
+            scales = rng.uniform(0.5, 1.5, (len(groups), PANEL)) / spread
+            groups[:, -2 * PANEL :] = scales.astype(ml_dtypes.bfloat16).view(np.uint8)
         return data
 
     for name, (form, size) in packed_forms(config, dtype).items():
@@ -368,14 +370,7 @@ def random(config: GriffinConfig, dtype: str, seed: int = 0) -> Iterator[tuple[s
         elif name.endswith(".kind"):
             yield name, np.array([WIDENED], form)
         elif form == np.uint8:
-            yield name, drawn(kind, size)
-        elif name.endswith(".scale"):
-            # Outputs of variance near 1, as far as inputs have it.
-            inputs = GROUP * size / layout.sizes[role_of(name.removesuffix(".scale"))[1]][0]
-            spread = (73 if kind == INT8 else 4.6) * inputs**0.5
-            scales = aligned(size, form)
-            scales[:] = (rng.uniform(0.5, 1.5, size) / spread).astype(ml_dtypes.bfloat16).view(form)
-            yield name, scales
+            yield name, drawn(kind, size, layout.sizes[role_of(name)[1]][1])
         else:
             values = aligned(size, form)
             values[:] = rng.uniform(0.01, 1, size)

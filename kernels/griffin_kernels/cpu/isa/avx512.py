@@ -23,20 +23,21 @@ def emit_int8(builder, weights, rows, corrections):
 def emit_int4(builder, weights, rows, corrections):
     """Products of one group of int4 weights.
 
-    The high halves of the bytes stay where they are, sixteen times too large, and the products are
-    shifted back: exact, and a shift less for every sixty-four weights.
+    A whole byte is its low half plus sixteen times its high half, so products of whole bytes, less
+    those of the low halves, are sixteen times those of the high halves: all exact, and the high
+    halves need never be taken out.
     """
     w = Words(builder, 16)
-    low, high, four = w.const(0x0F0F0F0F), w.const(0xF0F0F0F0 - (1 << 32)), w.const(4)
+    low, four = w.const(0x0F0F0F0F), w.const(4)
 
-    def halves(pointer, q):
-        packed = w.load(pointer, 64 * q)
-        return [builder.and_(packed, low), builder.and_(packed, high)]
+    def low_and_whole(pointer, q):
+        whole = w.load(pointer, 64 * q)
+        return [builder.and_(whole, low), whole]
 
-    zero = [ir.Constant(I32, 0) for _ in corrections]
-    totals = w.products(dot, halves, weights, rows, zero)
+    totals = w.products(dot, low_and_whole, weights, rows, [ir.Constant(I32, 0) for _ in rows])
     result = []
-    for i, total in enumerate(totals):
-        exact = builder.ashr(total, four) if i % 2 else total
-        result.append(builder.add(exact, w.splat(corrections[i // 2])))
+    for r, correction in enumerate(corrections):
+        of_low, of_whole = totals[2 * r : 2 * r + 2]
+        of_high = builder.ashr(builder.sub(of_whole, of_low), four)
+        result += [builder.add(total, w.splat(correction)) for total in (of_low, of_high)]
     return result

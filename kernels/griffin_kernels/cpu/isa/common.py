@@ -91,13 +91,17 @@ class Words:
         """
         n = PANEL // self.lanes
         totals = [self.splat(c) for c in corrections for _ in range(n)]
+        # A single row has few sums, and each waits for its last product: it gets two sets of them.
+        sets = [totals] if len(rows) > 1 else [totals, [self.zero() for _ in totals]]
         for q in range(QUADS):
-            pieces = parts(weights, q)
+            pieces, totals = parts(weights, q), sets[q % len(sets)]
             for r, row in enumerate(rows):
                 a = self.quad(row, q)
                 for i, piece in enumerate(pieces):
                     totals[n * r + i] = dot(self, totals[n * r + i], piece, a)
-        return self.sixteen(totals)
+        if len(sets) > 1:
+            sets[0] = [self.b.add(*both) for both in zip(*sets, strict=True)]
+        return self.sixteen(sets[0])
 
     def sixteen(self, totals):
         """Neighbouring vectors joined until they have sixteen lanes."""

@@ -1,0 +1,62 @@
+"""How fast this machine reads memory: the limit of kernels that read every weight once."""
+
+import statistics
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from griffin_kernels.cpu.compiled import kernel
+from griffin_kernels.cpu.memory import available
+from griffin_kernels.cpu.pool import pool
+from griffin_kernels.cpu.simd import LANES, broadcast, lane_sum, load
+
+__all__ = ["BYTES", "read", "read_ceiling"]
+
+BYTES = 1 << 28
+"""Size of the array that is read, several times that of a cache; less if memory is short."""
+
+READS = 9
+
+
+@kernel
+def read(part, parts, sync, data, sums):
+    """A sum over float32 numbers, as fast as memory gives them: eight vectors in turn.
+
+    Left to itself, LLVM reads at a quarter of that speed on some processors.
+    """
+    step = 8 * LANES
+    pieces = len(data) // step
+    first, last = pieces * part // parts * step, pieces * (part + 1) // parts * step
+    zero = broadcast(np.float32(0))
+    a, b, c, d, e, f, g, h = zero, zero, zero, zero, zero, zero, zero, zero
+    for i in range(first, last, step):
+        a, b = a + load(data, i), b + load(data, i + LANES)
+        c, d = c + load(data, i + 2 * LANES), d + load(data, i + 3 * LANES)
+        e, f = e + load(data, i + 4 * LANES), f + load(data, i + 5 * LANES)
+        g, h = g + load(data, i + 6 * LANES), h + load(data, i + 7 * LANES)
+    sums[part] = lane_sum(((a + b) + (c + d)) + ((e + f) + (g + h)))
+
+
+def read_ceiling(array: NDArray | None = None) -> float:
+    """Gigabytes per second at which all threads of the CPU engine together read memory.
+
+    The median of a few times, as the speeds that it is compared with are means.
+
+    Parameters
+    ----------
+    array : array, float32, optional
+        What is read; by default a new one, which costs a tenth of a second.
+    """
+    threads = pool()
+    if array is None:
+        free = available() or BYTES
+        array = np.ones(min(BYTES, max(free // 4, 1 << 26)) // 4, np.float32)
+    sums = np.empty(threads.threads, np.float32)
+    threads.run(read, array, sums)  # compiles, and brings every page
+    times = []
+    for _ in range(READS):
+        began = time.perf_counter()
+        threads.run(read, array, sums)
+        times.append(time.perf_counter() - began)
+    return array.nbytes / statistics.median(times) / 1e9
