@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numba import get_num_threads, njit, set_num_threads
+from numba import njit
 
 from griffin_conformance.backends import find_backend
 from griffin_conformance.checks import find_checks
 from griffin_conformance.runner import run_check
 from griffin_kernels.cpu import elementary
+from griffin_kernels.cpu.pool import set_threads
 from griffin_kernels.cpu.scan import decay, rg_lru, scan, softplus_8
 from griffin_kernels.cpu.simd import LANES, load, store
 
@@ -130,12 +131,12 @@ def test_cuts_and_threads_change_no_bit(seed, T, R, data):
     after, state = rg_lru(u[at:], z_r[at:], z_i[at:], rate, positions[at:], state)
     np.testing.assert_array_equal(np.concatenate([before, after]), y)
     np.testing.assert_array_equal(state, last)
-    threads = get_num_threads()
     try:
-        set_num_threads(1)
-        np.testing.assert_array_equal(rg_lru(*given_arrays)[0], y)
+        for threads in (1, 3):
+            set_threads(threads)
+            np.testing.assert_array_equal(rg_lru(*given_arrays)[0], y)
     finally:
-        set_num_threads(threads)
+        set_threads(None)
     for array, copy in zip(given_arrays, kept, strict=True):
         np.testing.assert_array_equal(array, copy)
 

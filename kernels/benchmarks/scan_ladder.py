@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from numba import get_num_threads, njit, prange, set_num_threads
+from numba import njit
 
 from griffin_conformance.envelope import Envelope
 from griffin_conformance.rounding import FLOAT32
 from griffin_conformance.simulation import Simulation
 from griffin_kernels.cpu import scan as cpu
+from griffin_kernels.cpu.pool import pool, set_threads
+from griffin_kernels.cpu.simd import LANES, load, store
 from griffin_np.rg_lru import scan as reference
 
 
@@ -46,20 +48,19 @@ def one_row_at_a_time(a, x, h, y):
 
 def one_thread(a, x, h, y):
     """Explicit vectors, one thread."""
-    threads = get_num_threads()
-    set_num_threads(1)
+    set_threads(1)
     try:
         return cpu.scan(a, x, h, y)
     finally:
-        set_num_threads(threads)
+        set_threads(None)
 
 
-@njit(parallel=True, error_model="numpy")
-def ceiling(a, x, y):
+@njit(nogil=True, error_model="numpy")
+def ceiling(part, parts, sync, a, x, y):
     """Two reads and a write of every number."""
-    for t in prange(a.shape[0]):
-        for c in range(a.shape[1]):
-            y[t, c] = a[t, c] + x[t, c]
+    first, last = len(a) // LANES * part // parts, len(a) // LANES * (part + 1) // parts
+    for i in range(LANES * first, LANES * last, LANES):
+        store(y, i, load(a, i) + load(x, i))
 
 
 def in_jax():
@@ -115,7 +116,7 @@ def main() -> None:
     shape = (args.tokens, args.width)
     a, x = rng.random(shape, np.float32), rng.standard_normal(shape).astype(np.float32)
     h, y = np.zeros(args.width, np.float32), np.empty(shape, np.float32)
-    bytes_moved = 3 * a.nbytes
+    bytes_moved, flat = 3 * a.nbytes, (a.ravel(), x.ravel(), y.ravel())
 
     rungs = {
         "NumPy, a row at a time (as the reference)": one_row_at_a_time,
@@ -127,12 +128,12 @@ def main() -> None:
     if jax:
         rungs["JAX associative scan"] = jax
     ratios = {name: check(run, name) for name, run in rungs.items()}
-    print(f"{platform.processor() or platform.machine()}, {get_num_threads()} threads; "
+    print(f"{platform.processor() or platform.machine()}, {pool().threads} threads; "
           f"({args.tokens}, {args.width}) float32, {bytes_moved / 1e6:.0f} MB moved\n")  # fmt: skip
     print("| rung | ms | GB/s | of the ceiling | observed / allowed |\n|---|---|---|---|---|")
     for name, run in rungs.items():
         # The ceiling is taken anew beside every rung, because the machine's speed drifts.
-        top = bytes_moved / seconds(lambda: ceiling(a, x, y), args.repeat)
+        top = bytes_moved / seconds(lambda: pool().run(ceiling, *flat), args.repeat)
         took = seconds(lambda run=run: run(a, x, h, y), args.repeat)
         rate = bytes_moved / took
         print(f"| {name} | {took * 1e3:.1f} | {rate / 1e9:.1f} | {rate / top:.2f} | "

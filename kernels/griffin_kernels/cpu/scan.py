@@ -6,14 +6,13 @@ state, and keeps everything in between in registers. Threads share out the chann
 meet; within a thread time runs outermost, so that memory is read in long rows.
 """
 
-from functools import partial
-
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
 from griffin_kernels.cpu.compiled import kernel
 from griffin_kernels.cpu.elementary import exp, expm1, sigmoid
+from griffin_kernels.cpu.pool import pool
 from griffin_kernels.cpu.simd import (
     LANES,
     broadcast,
@@ -60,7 +59,7 @@ def scan(a: NDArray, x: NDArray, h: NDArray, out: NDArray | None = None) -> NDAr
     """
     a, x = np.ascontiguousarray(a), np.ascontiguousarray(x)
     states = np.empty_like(x) if out is None else out
-    _scan(a.ravel(), x.ravel(), h.copy(), states.ravel(), *x.shape, get_num_threads())
+    pool().run(_scan, a.ravel(), x.ravel(), h.copy(), states.ravel(), *x.shape)
     return states
 
 
@@ -90,16 +89,8 @@ def rg_lru(
     """
     u, z_r, z_i = (np.ascontiguousarray(z) for z in (u, z_r, z_i))
     y, after = np.empty_like(u), h.copy()
-    _rg_lru(
-        u.ravel(),
-        z_r.ravel(),
-        z_i.ravel(),
-        rate,
-        positions,
-        after,
-        y.ravel(),
-        *u.shape,
-        get_num_threads(),
+    pool().run(
+        _rg_lru, u.ravel(), z_r.ravel(), z_i.ravel(), rate, positions, after, y.ravel(), *u.shape
     )
     return y, after
 
@@ -108,7 +99,7 @@ def decay(r: NDArray, rate: NDArray) -> tuple[NDArray, NDArray]:
     """Equation (3): ``a`` and ``sqrt(1 - a^2)``, (T, R) float32 each."""
     r = np.ascontiguousarray(r)
     a, multiplier = np.empty_like(r), np.empty_like(r)
-    _decay(r.ravel(), rate, a.ravel(), multiplier.ravel(), *r.shape)
+    pool().run(_decay, r.ravel(), rate, a.ravel(), multiplier.ravel(), *r.shape)
     return a, multiplier
 
 
@@ -122,26 +113,25 @@ def _share(part, parts, R):
     return min(part * width, R), min((part + 1) * width, R)
 
 
-@partial(kernel, parallel=True)
-def _scan(a, x, h, y, T, R, parts):
-    for part in prange(parts):
-        first, last = _share(part, parts, R)
-        for t in range(0, T, ROWS):
-            rows = min(ROWS, T - t)
-            for c in range(first, last, LANES):
-                n, o = min(LANES, last - c), t * R + c
-                state = load_first(h, c, n)
-                for _ in range(rows):
-                    prefetch(a, o + AHEAD * R)
-                    prefetch(x, o + AHEAD * R)
-                    if n == LANES:
-                        state = fma(load(a, o), state, load(x, o))
-                        store(y, o, state)
-                    else:
-                        state = fma(load_first(a, o, n), state, load_first(x, o, n))
-                        store_first(y, o, n, state)
-                    o += R
-                store_first(h, c, n, state)
+@kernel
+def _scan(part, parts, sync, a, x, h, y, T, R):
+    first, last = _share(part, parts, R)
+    for t in range(0, T, ROWS):
+        rows = min(ROWS, T - t)
+        for c in range(first, last, LANES):
+            n, o = min(LANES, last - c), t * R + c
+            state = load_first(h, c, n)
+            for _ in range(rows):
+                prefetch(a, o + AHEAD * R)
+                prefetch(x, o + AHEAD * R)
+                if n == LANES:
+                    state = fma(load(a, o), state, load(x, o))
+                    store(y, o, state)
+                else:
+                    state = fma(load_first(a, o, n), state, load_first(x, o, n))
+                    store_first(y, o, n, state)
+                o += R
+            store_first(h, c, n, state)
 
 
 @njit(error_model="numpy")
@@ -161,33 +151,33 @@ def _step(u, z_r, z_i, rate, h, starts):
     return fma(a, h, multiplier * gated)
 
 
-@partial(kernel, parallel=True)
-def _rg_lru(u, z_r, z_i, rate, positions, h, y, T, R, parts):
-    for part in prange(parts):
-        first, last = _share(part, parts, R)
-        whole = first + (last - first) // LANES * LANES
-        for t in range(T):
-            row, starts = t * R, positions[t] == 0
-            for c in range(first, whole, LANES):
-                state = _step(load(u, row + c), load(z_r, row + c), load(z_i, row + c),
-                              load(rate, c), load(h, c), starts)  # fmt: skip
-                store(h, c, state)
-                store(y, row + c, state)
-            if whole < last:
-                n, o = last - whole, row + whole
-                state = _step(
-                    load_first(u, o, n), load_first(z_r, o, n), load_first(z_i, o, n),
-                    load_first(rate, whole, n), load_first(h, whole, n), starts,
-                )  # fmt: skip
-                store_first(h, whole, n, state)
-                store_first(y, o, n, state)
+@kernel
+def _rg_lru(part, parts, sync, u, z_r, z_i, rate, positions, h, y, T, R):
+    first, last = _share(part, parts, R)
+    whole = first + (last - first) // LANES * LANES
+    for t in range(T):
+        row, starts = t * R, positions[t] == 0
+        for c in range(first, whole, LANES):
+            state = _step(load(u, row + c), load(z_r, row + c), load(z_i, row + c),
+                          load(rate, c), load(h, c), starts)  # fmt: skip
+            store(h, c, state)
+            store(y, row + c, state)
+        if whole < last:
+            n, o = last - whole, row + whole
+            state = _step(
+                load_first(u, o, n), load_first(z_r, o, n), load_first(z_i, o, n),
+                load_first(rate, whole, n), load_first(h, whole, n), starts,
+            )  # fmt: skip
+            store_first(h, whole, n, state)
+            store_first(y, o, n, state)
 
 
-@partial(kernel, parallel=True)
-def _decay(r, rate, a, multiplier, T, R):
-    for t in prange(T):
-        for c in range(0, R, LANES):
-            n = min(LANES, R - c)
+@kernel
+def _decay(part, parts, sync, r, rate, a, multiplier, T, R):
+    first, last = _share(part, parts, R)
+    for t in range(T):
+        for c in range(first, last, LANES):
+            n = min(LANES, last - c)
             one, other = _decayed(load_first(r, t * R + c, n), load_first(rate, c, n))
             store_first(a, t * R + c, n, one)
             store_first(multiplier, t * R + c, n, other)
