@@ -236,7 +236,10 @@ class Model(ABC):
         inner = [f"blocks.{i}.residual" for i in range(self.config.depth - 1)]
         wanted = ["embedding", *inner, "final_norm"]
         self(tokens, positions, state, "none", inputs_embeds=inputs_embeds, trace=keep)
-        return tuple(found[name] for name in wanted)
+        # An engine has nothing to report of a call without a single real token.
+        shape = np.shape(tokens if inputs_embeds is None else inputs_embeds)[:2]
+        nothing = np.zeros((*shape, self.config.width), self.state_dtype)
+        return tuple(found.get(name, nothing) for name in wanted)
 
     def loss(
         self,

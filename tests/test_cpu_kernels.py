@@ -15,6 +15,7 @@ from griffin_conformance.backends import find_backend
 from griffin_conformance.checks import find_checks
 from griffin_conformance.runner import run_check
 from griffin_kernels.cpu import elementary
+from griffin_kernels.cpu import scan as cpu_scan
 from griffin_kernels.cpu.pool import set_threads
 from griffin_kernels.cpu.scan import decay, rg_lru, scan, softplus_8
 from griffin_kernels.cpu.simd import LANES, load, store
@@ -139,6 +140,17 @@ def test_cuts_and_threads_change_no_bit(seed, T, R, data):
         set_threads(None)
     for array, copy in zip(given_arrays, kept, strict=True):
         np.testing.assert_array_equal(array, copy)
+
+
+@pytest.mark.parametrize("R", [16, 48, 37])
+def test_long_scans_are_written_around_the_caches(R, monkeypatch):
+    _, a, x, _, _, h = draw(1, 11, R)
+    expected = scan(a, x, h)
+    monkeypatch.setattr(cpu_scan, "LARGE", 0)
+    np.testing.assert_array_equal(scan(a, x, h), expected)
+    shifted = np.empty(11 * R + 1, np.float32)[1:].reshape(11, R)
+    assert scan(a, x, h, shifted) is shifted
+    np.testing.assert_array_equal(shifted, expected)
 
 
 def test_a_document_forgets_a_state_that_is_not_finite():

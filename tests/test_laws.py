@@ -227,3 +227,10 @@ def test_a_state_of_other_arrays_is_refused_or_converted():
 def test_unsigned_positions_do_not_wrap_into_padding():
     with pytest.raises(PositionError, match="positions must fit into 64 signed bits"):
         random_model(SMALL)([[1, 2]], np.array([[0, 2**64 - 1]], np.uint64))
+
+
+def test_hidden_states_of_padding_alone_are_zero():
+    model = random_model(SMALL)
+    for stream in model.hidden_states([[5, 6]], [[-1, -1]]):
+        assert stream.shape == (1, 2, SMALL.width) and not stream.any()
+    assert len(model.hidden_states([[5, 6]], [[-1, -1]])) == SMALL.depth + 1

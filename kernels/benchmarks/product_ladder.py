@@ -1,6 +1,6 @@
 """A matrix-vector product, rung by rung: from NumPy to vectors on all cores.
 
-    python kernels/benchmarks/product_ladder.py [--outputs 65536] [--inputs 2560] [--repeat 7]
+    python kernels/benchmarks/product_ladder.py [--outputs 65536] [--inputs 2560] [--repeat 15]
 
 Weights are read once, so bytes of weights per second is the measure, and what a bare sum over as
 much memory reaches in the same run the ceiling. Every rung is checked against a float64 product of
@@ -21,7 +21,7 @@ from numba import njit
 
 from griffin_conformance.envelope import chain_bound
 from griffin_kernels.cpu import isa
-from griffin_kernels.cpu.ceiling import read_ceiling
+from griffin_kernels.cpu.ceiling import read
 from griffin_kernels.cpu.isa import amx
 from griffin_kernels.cpu.matmul import (
     BFLOAT16,
@@ -81,15 +81,23 @@ def plain_integers(codes, scales, x, steps, offset, out):
         out[n] = total
 
 
-def seconds(run: Callable[[], object], repeat: int) -> float:
-    """Median time of a call, after one that does not count."""
-    run()
-    times = []
+def in_turns(
+    run: Callable[[], object], ceiling: Callable[[], object], repeat: int
+) -> tuple[float, float]:
+    """Median time of a call, and of the ceiling's time over it, each after one that does not count.
+
+    They are called in turns, because the machine's speed drifts.
+    """
+    run(), ceiling()
+    times, ratios = [], []
     for _ in range(repeat):
         began = time.perf_counter()
+        ceiling()
+        between = time.perf_counter()
         run()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+        times.append(time.perf_counter() - between)
+        ratios.append((between - began) / times[-1])
+    return statistics.median(times), statistics.median(ratios)
 
 
 def rungs(kind: int, N: int, K: int, rng) -> tuple[dict[str, Callable], int, Callable]:
@@ -181,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--outputs", type=int, default=65536)
     parser.add_argument("--inputs", type=int, default=2560)
-    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--repeat", type=int, default=15)
     parser.add_argument("--dtype", action="append", choices=KINDS)
     args = parser.parse_args()
     threads = pool()
@@ -191,15 +199,14 @@ def main() -> None:
         f"{args.outputs} outputs of {args.inputs}\n"
     )
     print("| weights | rung | ms | GB/s of weights | of the ceiling |\n|---|---|---|---|---|")
-    memory = np.ones(1 << 26, np.float32)
+    memory, sums = np.ones(1 << 26, np.float32), np.zeros(threads.threads, np.float32)
     for name in args.dtype or KINDS:
         found, size, check = rungs(KINDS[name], args.outputs, args.inputs, np.random.default_rng(0))
         for rung, run in found.items():
             check(run())
-            top = read_ceiling(memory)
-            rate = size / seconds(run, args.repeat)
-            print(f"| {name} | {rung} | {size / rate * 1e3:.1f} | {rate / 1e9:.1f} | "
-                  f"{rate / 1e9 / top:.2f} |", flush=True)  # fmt: skip
+            took, ratio = in_turns(run, lambda: threads.run(read, memory, sums), args.repeat)
+            print(f"| {name} | {rung} | {took * 1e3:.1f} | {size / took / 1e9:.1f} | "
+                  f"{ratio * size / memory.nbytes:.2f} |", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """The scan of the RG-LRU, rung by rung: from a loop over NumPy rows to vectors on all cores.
 
-    python kernels/benchmarks/scan_ladder.py [--tokens 4096] [--width 2560] [--repeat 9]
+    python kernels/benchmarks/scan_ladder.py [--tokens 4096] [--width 2560] [--repeat 25]
 
 Every rung is held against the envelope of the reference before it is timed. The ceiling is what the
-same run moves with the same two reads and one write and a single addition. All but JAX write into
-an array that is there already: a new one costs more than the scan. JAX's associative scan runs
-beside them where JAX is installed.
+same run moves with the same two reads and one write and a single addition, also around the caches.
+All but JAX write into an array that is there already: a new one costs more than the scan. JAX's
+associative scan runs beside them where JAX is installed.
 """
 
 import argparse
+import math
 import platform
 import statistics
 import time
@@ -21,8 +22,9 @@ from griffin_conformance.envelope import Envelope
 from griffin_conformance.rounding import FLOAT32
 from griffin_conformance.simulation import Simulation
 from griffin_kernels.cpu import scan as cpu
+from griffin_kernels.cpu.pack import aligned
 from griffin_kernels.cpu.pool import pool, set_threads
-from griffin_kernels.cpu.simd import LANES, load, store
+from griffin_kernels.cpu.simd import LANES, load, store_around_cache
 from griffin_np.rg_lru import scan as reference
 
 
@@ -60,7 +62,7 @@ def ceiling(part, parts, sync, a, x, y):
     """Two reads and a write of every number."""
     first, last = len(a) // LANES * part // parts, len(a) // LANES * (part + 1) // parts
     for i in range(LANES * first, LANES * last, LANES):
-        store(y, i, load(a, i) + load(x, i))
+        store_around_cache(y, i, load(a, i) + load(x, i))
 
 
 def in_jax():
@@ -79,15 +81,23 @@ def in_jax():
     return run
 
 
-def seconds(run: Callable[[], object], repeat: int) -> float:
-    """Median time of a call, after one that does not count."""
-    run()
-    times = []
+def in_turns(
+    run: Callable[[], object], ceiling: Callable[[], object], repeat: int
+) -> tuple[float, float]:
+    """Median time of a call, and of the ceiling's time over it, each after one that does not count.
+
+    They are called in turns, because the machine's speed drifts.
+    """
+    run(), ceiling()
+    times, ratios = [], []
     for _ in range(repeat):
         began = time.perf_counter()
+        ceiling()
+        between = time.perf_counter()
         run()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+        times.append(time.perf_counter() - between)
+        ratios.append((between - began) / times[-1])
+    return statistics.median(times), statistics.median(ratios)
 
 
 def check(run: Callable, name: str) -> float:
@@ -110,12 +120,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--width", type=int, default=2560)
-    parser.add_argument("--repeat", type=int, default=9)
+    parser.add_argument("--repeat", type=int, default=25)
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     shape = (args.tokens, args.width)
     a, x = rng.random(shape, np.float32), rng.standard_normal(shape).astype(np.float32)
-    h, y = np.zeros(args.width, np.float32), np.empty(shape, np.float32)
+    h, y = np.zeros(args.width, np.float32), aligned(math.prod(shape), np.float32).reshape(shape)
     bytes_moved, flat = 3 * a.nbytes, (a.ravel(), x.ravel(), y.ravel())
 
     rungs = {
@@ -132,13 +142,11 @@ def main() -> None:
           f"({args.tokens}, {args.width}) float32, {bytes_moved / 1e6:.0f} MB moved\n")  # fmt: skip
     print("| rung | ms | GB/s | of the ceiling | observed / allowed |\n|---|---|---|---|---|")
     for name, run in rungs.items():
-        # The ceiling is taken anew beside every rung, because the machine's speed drifts.
-        top = bytes_moved / seconds(lambda: pool().run(ceiling, *flat), args.repeat)
-        took = seconds(lambda run=run: run(a, x, h, y), args.repeat)
-        rate = bytes_moved / took
-        print(f"| {name} | {took * 1e3:.1f} | {rate / 1e9:.1f} | {rate / top:.2f} | "
+        took, ratio = in_turns(
+            lambda run=run: run(a, x, h, y), lambda: pool().run(ceiling, *flat), args.repeat
+        )
+        print(f"| {name} | {took * 1e3:.1f} | {bytes_moved / took / 1e9:.1f} | {ratio:.2f} | "
               f"{ratios[name]:.2f} |", flush=True)  # fmt: skip
-    print(f"| ceiling | {bytes_moved / top * 1e3:.1f} | {top / 1e9:.1f} | 1 | |")
 
 
 if __name__ == "__main__":

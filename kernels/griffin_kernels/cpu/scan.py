@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from griffin_kernels.cpu.compiled import kernel
 from griffin_kernels.cpu.elementary import exp, expm1, sigmoid
+from griffin_kernels.cpu.pack import aligned
 from griffin_kernels.cpu.pool import pool
 from griffin_kernels.cpu.simd import (
     LANES,
@@ -22,6 +23,7 @@ from griffin_kernels.cpu.simd import (
     prefetch,
     sqrt,
     store,
+    store_around_cache,
     store_first,
 )
 
@@ -30,6 +32,9 @@ __all__ = ["decay", "rg_lru", "scan", "softplus_8"]
 ROWS = 4
 """Time steps that a vector of channels goes through before the next vector: its state stays in a
 register, and memory is read in as many streams."""
+
+LARGE = 1 << 25
+"""Bytes of a result that no cache holds, so that it is written around the caches."""
 
 AHEAD = 8
 """Rows that are asked for in advance: the processor does not see where a share goes on."""
@@ -50,7 +55,8 @@ def scan(a: NDArray, x: NDArray, h: NDArray, out: NDArray | None = None) -> NDAr
     h : array of shape (R,), float32
         State before the first step.
     out : array of shape (T, R), float32, contiguous, optional
-        Where to put the result; a new array costs as much time as the scan itself.
+        Where to put the result; a new array costs as much time as the scan itself. Large ones are
+        fastest on a cache line's start.
 
     Returns
     -------
@@ -58,8 +64,10 @@ def scan(a: NDArray, x: NDArray, h: NDArray, out: NDArray | None = None) -> NDAr
         State after every step.
     """
     a, x = np.ascontiguousarray(a), np.ascontiguousarray(x)
-    states = np.empty_like(x) if out is None else out
-    pool().run(_scan, a.ravel(), x.ravel(), h.copy(), states.ravel(), *x.shape)
+    states = aligned(x.size, np.float32).reshape(x.shape) if out is None else out
+    on_lines = states.ctypes.data % 64 == 0 and x.shape[1] % LANES == 0
+    around = on_lines and states.nbytes >= LARGE
+    pool().run(_scan, a.ravel(), x.ravel(), h.copy(), states.ravel(), *x.shape, around)
     return states
 
 
@@ -114,7 +122,7 @@ def _share(part, parts, R):
 
 
 @kernel
-def _scan(part, parts, sync, a, x, h, y, T, R):
+def _scan(part, parts, sync, a, x, h, y, T, R, around):
     first, last = _share(part, parts, R)
     for t in range(0, T, ROWS):
         rows = min(ROWS, T - t)
@@ -124,7 +132,10 @@ def _scan(part, parts, sync, a, x, h, y, T, R):
             for _ in range(rows):
                 prefetch(a, o + AHEAD * R)
                 prefetch(x, o + AHEAD * R)
-                if n == LANES:
+                if around:
+                    state = fma(load(a, o), state, load(x, o))
+                    store_around_cache(y, o, state)
+                elif n == LANES:
                     state = fma(load(a, o), state, load(x, o))
                     store(y, o, state)
                 else:

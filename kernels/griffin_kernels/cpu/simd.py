@@ -45,6 +45,7 @@ __all__ = [
     "shift_right",
     "sqrt",
     "store",
+    "store_around_cache",
     "store_bfloat16",
     "store_bytes",
     "store_first",
@@ -161,6 +162,24 @@ def store(typing, array, index, value):
     def generate(context, builder, signature, args):
         written = builder.store(args[2], address(context, builder, array, args[0], args[1]))
         written.align = 4
+        return context.get_dummy_value()
+
+    return vector and (types.void(array, types.intp, vector), generate)
+
+
+@intrinsic
+def store_around_cache(typing, array, index, value):
+    """:func:`store` to memory that is not read soon, on a cache line's start.
+
+    The processor does not fetch the line first, which saves a quarter of a scan's traffic.
+    """
+    vector = vector_of(array)
+
+    def generate(context, builder, signature, args):
+        written = builder.store(args[2], address(context, builder, array, args[0], args[1]))
+        written.align = 4 * LANES
+        one = builder.module.add_metadata([ir.Constant(INT32, 1)])
+        written.set_metadata("nontemporal", one)
         return context.get_dummy_value()
 
     return vector and (types.void(array, types.intp, vector), generate)
