@@ -237,8 +237,8 @@ class Model(ABC):
         wanted = ["embedding", *inner, "final_norm"]
         self(tokens, positions, state, "none", inputs_embeds=inputs_embeds, trace=keep)
         # An engine has nothing to report of a call without a single real token.
-        shape = np.shape(tokens if inputs_embeds is None else inputs_embeds)[:2]
-        nothing = np.zeros((*shape, self.config.width), self.state_dtype)
+        given = np.asarray(tokens if inputs_embeds is None else inputs_embeds)
+        nothing = np.zeros((*given.shape[:2], self.config.width), self.state_dtype)
         return tuple(found.get(name, nothing) for name in wanted)
 
     def loss(
