@@ -21,6 +21,7 @@ from griffin_np.errors import ConfigError
 def small_ceiling(monkeypatch):
     """An array that is read in a moment."""
     monkeypatch.setattr(ceiling, "BYTES", 1 << 24)
+    monkeypatch.setattr(ceiling, "SECONDS", 0.01)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """How fast this machine reads memory: the limit of kernels that read every weight once."""
 
-import statistics
 import time
 
 import numpy as np
@@ -16,7 +15,8 @@ __all__ = ["BYTES", "read", "read_ceiling"]
 BYTES = 1 << 28
 """Size of the array that is read, several times that of a cache; less if memory is short."""
 
-READS = 9
+SECONDS = 0.4
+"""How long is read: some machines give more for a moment, after a pause."""
 
 
 @kernel
@@ -41,7 +41,7 @@ def read(part, parts, sync, data, sums):
 def read_ceiling(array: NDArray | None = None) -> float:
     """Gigabytes per second at which all threads of the CPU engine together read memory.
 
-    The median of a few times, as the speeds that it is compared with are means.
+    The mean over SECONDS, as the speeds that it is compared with are means.
 
     Parameters
     ----------
@@ -54,9 +54,8 @@ def read_ceiling(array: NDArray | None = None) -> float:
         array = np.ones(min(BYTES, max(free // 4, 1 << 26)) // 4, np.float32)
     sums = np.empty(threads.threads, np.float32)
     threads.run(read, array, sums)  # compiles, and brings every page
-    times = []
-    for _ in range(READS):
-        began = time.perf_counter()
+    began, reads, took = time.perf_counter(), 0, 0.0
+    while took < SECONDS:
         threads.run(read, array, sums)
-        times.append(time.perf_counter() - began)
-    return array.nbytes / statistics.median(times) / 1e9
+        reads, took = reads + 1, time.perf_counter() - began
+    return array.nbytes * reads / took / 1e9
