@@ -8,8 +8,8 @@ from griffin_conformance.backends import find_backend
 from griffin_conformance.checks import EXAMPLES, find_checks
 from griffin_conformance.runner import run_check
 
-FEW = 4
-"""XLA compiles every shape, so examples cost more here."""
+FEW = 2
+"""XLA compiles every shape, so examples cost more here; full runs are `griffin-np conformance run`."""
 
 
 @pytest.mark.parametrize("check", find_checks(), ids=lambda c: c.name)
