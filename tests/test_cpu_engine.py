@@ -539,6 +539,23 @@ def damaged(source: Path, target: Path, change) -> Path:
     return target
 
 
+def test_every_call_has_the_same_types():
+    """The engine calls machine code without looking at types again, so there may be one form only."""
+    from griffin_kernels.cpu.step import run
+
+    with mock.patch.object(engine, "without_dispatch", lambda kernel: kernel):
+        for config, dtype in ((SMALL, "float32"), (WHOLE, "int8"), (WHOLE, "bfloat16")):
+            some = NumbaModel(config, random_parameters(config, 0), "", dtype)
+            tokens = tokens_for(config, (2, 9), 0)
+            for logits in ("all", "last", "none"):
+                _, state = some(tokens, None, None, logits)
+                some.advance(tokens[:, :1], None, state, logits)
+            some(inputs_embeds=np.ones((1, 3, config.width), np.float64))
+            some(tokens, np.full((2, 9), -1))
+            some.hidden_states(tokens)
+    assert len(run.overloads) == 1
+
+
 def renamed(header, old: str, new: str) -> None:
     header[new] = header.pop(old)
 

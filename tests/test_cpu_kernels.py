@@ -16,9 +16,11 @@ from griffin_conformance.checks import find_checks
 from griffin_conformance.runner import run_check
 from griffin_kernels.cpu import elementary
 from griffin_kernels.cpu import scan as cpu_scan
-from griffin_kernels.cpu.pool import set_threads
+from griffin_kernels.cpu.compiled import kernel
+from griffin_kernels.cpu.pool import pool, set_threads
 from griffin_kernels.cpu.scan import decay, rg_lru, scan, softplus_8
 from griffin_kernels.cpu.simd import LANES, load, store
+from griffin_kernels.cpu.sync import barrier, claim
 
 STEPS = 1 << 20
 
@@ -151,6 +153,34 @@ def test_long_scans_are_written_around_the_caches(R, monkeypatch):
     shifted = np.empty(11 * R + 1, np.float32)[1:].reshape(11, R)
     assert scan(a, x, h, shifted) is shifted
     np.testing.assert_array_equal(shifted, expected)
+
+
+@kernel
+def _counted(part, parts, sync, counts, longest, pieces, most, kinds):
+    """Several phases, each with several kinds of work; every thread counts what it was given."""
+    for phase in range(len(counts)):
+        for kind in range(kinds):
+            while True:
+                first, last = claim(sync, parts, pieces, most, kind)
+                if first == last:
+                    break
+                longest[part] = max(longest[part], last - first)
+                for piece in range(first, last):
+                    counts[phase, kind, piece] += 1
+        barrier(sync, parts)
+
+
+@settings(max_examples=40, deadline=None)
+@given(threads=st.integers(1, 4), pieces=st.integers(0, 300), most=st.integers(1, 40))
+def test_every_piece_of_work_is_done_once(threads, pieces, most):
+    counts, longest = np.zeros((5, 3, pieces), np.int64), np.zeros(threads, np.int64)
+    set_threads(threads)
+    try:
+        pool().run(_counted, counts, longest, pieces, most, 3)
+    finally:
+        set_threads(None)
+    assert (counts == 1).all()
+    assert longest.max() <= most
 
 
 def test_a_document_forgets_a_state_that_is_not_finite():

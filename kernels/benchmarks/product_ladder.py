@@ -11,13 +11,12 @@ with AVX2 alone.
 
 import argparse
 import platform
-import statistics
-import time
 from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
 from numba import njit
+from timing import in_turns
 
 from griffin_conformance.envelope import chain_bound
 from griffin_kernels.cpu import isa
@@ -79,25 +78,6 @@ def plain_integers(codes, scales, x, steps, offset, out):
                 dot += (np.int32(codes[n, k]) - offset) * np.int32(x[k])
             total += np.float32(dot) * (scales[n, g] * steps[g])
         out[n] = total
-
-
-def in_turns(
-    run: Callable[[], object], ceiling: Callable[[], object], repeat: int
-) -> tuple[float, float]:
-    """Median time of a call, and of the ceiling's time over it, each after one that does not count.
-
-    They are called in turns, because the machine's speed drifts.
-    """
-    run(), ceiling()
-    times, ratios = [], []
-    for _ in range(repeat):
-        began = time.perf_counter()
-        ceiling()
-        between = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - between)
-        ratios.append((between - began) / times[-1])
-    return statistics.median(times), statistics.median(ratios)
 
 
 def rungs(kind: int, N: int, K: int, rng) -> tuple[dict[str, Callable], int, Callable]:

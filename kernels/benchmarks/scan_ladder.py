@@ -11,12 +11,11 @@ associative scan runs beside them where JAX is installed.
 import argparse
 import math
 import platform
-import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
 from numba import njit
+from timing import in_turns
 
 from griffin_conformance.envelope import Envelope
 from griffin_conformance.rounding import FLOAT32
@@ -79,25 +78,6 @@ def in_jax():
         return compiled(a[None], x[None], h[None]).block_until_ready()[0]
 
     return run
-
-
-def in_turns(
-    run: Callable[[], object], ceiling: Callable[[], object], repeat: int
-) -> tuple[float, float]:
-    """Median time of a call, and of the ceiling's time over it, each after one that does not count.
-
-    They are called in turns, because the machine's speed drifts.
-    """
-    run(), ceiling()
-    times, ratios = [], []
-    for _ in range(repeat):
-        began = time.perf_counter()
-        ceiling()
-        between = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - between)
-        ratios.append((between - began) / times[-1])
-    return statistics.median(times), statistics.median(ratios)
 
 
 def check(run: Callable, name: str) -> float:

@@ -3,7 +3,6 @@
 import time
 
 import numpy as np
-from numpy.typing import NDArray
 
 from griffin_kernels.cpu.compiled import kernel
 from griffin_kernels.cpu.memory import available
@@ -38,20 +37,13 @@ def read(part, parts, sync, data, sums):
     sums[part] = lane_sum(((a + b) + (c + d)) + ((e + f) + (g + h)))
 
 
-def read_ceiling(array: NDArray | None = None) -> float:
+def read_ceiling() -> float:
     """Gigabytes per second at which all threads of the CPU engine together read memory.
 
     The mean over SECONDS, as the speeds that it is compared with are means.
-
-    Parameters
-    ----------
-    array : array, float32, optional
-        What is read; by default a new one, which costs a tenth of a second.
     """
-    threads = pool()
-    if array is None:
-        free = available() or BYTES
-        array = np.ones(min(BYTES, max(free // 4, 1 << 26)) // 4, np.float32)
+    threads, free = pool(), available() or BYTES
+    array = np.ones(min(BYTES, max(free // 4, 1 << 26)) // 4, np.float32)
     sums = np.empty(threads.threads, np.float32)
     threads.run(read, array, sums)  # compiles, and brings every page
     began, reads, took = time.perf_counter(), 0, 0.0
