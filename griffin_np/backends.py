@@ -25,7 +25,7 @@ BACKENDS: dict[str, str] = {
 DTYPES: dict[str, tuple[str, ...]] = {
     "numpy": ("float32", "float64"),
     "numba": ("float32", "bfloat16", "int8", "int4"),
-    "jax": ("float32",),
+    "jax": ("float32", "bfloat16"),
 }
 
 EXTRAS: dict[str, str] = {"jax": "jax"}

@@ -21,7 +21,7 @@ from griffin_np.notation import Trace, no_trace
 from griffin_np.state import State
 
 if TYPE_CHECKING:
-    from griffin_np.generate import Generation, Stream
+    from griffin_np.generate import Generation, Run, Stream
     from griffin_np.tokenizer import Tokenizer
 
 __all__ = ["GenerationDefaults", "Model"]
@@ -300,6 +300,12 @@ class Model(ABC):
         from griffin_np.generate import generate
 
         return generate(self, prompts, **options)
+
+    def new_run(self, prompts: list, **options) -> Run:
+        """What :meth:`generate` runs; an engine may have a loop of its own."""
+        from griffin_np.generate import Run
+
+        return Run(self, prompts, **options)
 
     def stream(self, prompt, **options) -> Stream:
         """Continue a prompt piece by piece; see :func:`griffin_np.generate.stream`."""

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from griffin_np.base import Model
 from griffin_np.errors import SamplingError, StateError
 from griffin_np.rows import Piece, Row
-from griffin_np.sampling import Sampler
+from griffin_np.sampling import Sampler, log_probability
 from griffin_np.state import State
 
-__all__ = ["Generation", "Piece", "Stream", "generate", "stream"]
+__all__ = ["Generation", "Piece", "Run", "Stream", "generate", "stream"]
 
 PREFILL_STEP = 512
 Prompt = str | Sequence[int]
@@ -104,10 +104,7 @@ def generate(
     """
     single = isinstance(prompts, str) or all(isinstance(p, int | np.integer) for p in prompts)
     rows = cast("list[Prompt]", [prompts] if single else list(prompts))
-    run = _Run(model, rows, **options)
-    for _ in run.steps():
-        pass
-    results = run.results()
+    results = model.new_run(rows, **options).finish()
     return results[0] if single else results
 
 
@@ -118,13 +115,13 @@ def stream(model: Model, prompt: Prompt, **options) -> Stream:
     tells its :attr:`~Stream.result` and :attr:`~Stream.state` so far. Without a tokenizer there is
     one empty piece for each token.
     """
-    return Stream(_Run(model, [prompt], **options))
+    return Stream(Run(model, [prompt], **options))
 
 
 class Stream(Iterator[Piece]):
     """Pieces of one continuation, as they come."""
 
-    def __init__(self, run: _Run):
+    def __init__(self, run: Run):
         self._run = run
         self._pieces = (pieces[0] for pieces in run.steps())
 
@@ -145,7 +142,7 @@ class Stream(Iterator[Piece]):
         return self._run.state_after()
 
 
-class _Run:
+class Run:
     """The generation loop over a batch. It owns its state."""
 
     def __init__(
@@ -211,7 +208,7 @@ class _Run:
             for i, row in enumerate(rows):
                 if row.reason is None:
                     token = self._sampler.sample(logits[i], row.history, row.rng)
-                    if row.accept(token, logits[i]):
+                    if row.accept(token, log_probability(logits[i], token)):
                         self._pending[i] = token
                     if row.reason is None and n == self._max_tokens:
                         row.finish("length")
@@ -219,6 +216,12 @@ class _Run:
             yield [row.take() for row in rows]
             if all(row.reason for row in rows):
                 return
+
+    def finish(self) -> list[Generation]:
+        """Generate to the end."""
+        for _ in self.steps():
+            pass
+        return self.results()
 
     def results(self) -> list[Generation]:
         return [

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from griffin_np.base import Model
-from griffin_np.sampling import log_probability
 
 __all__ = ["Piece", "Row"]
 
@@ -46,20 +44,20 @@ class Row:
         self._decoder = model.tokenizer.decoder() if model.tokenizer else None
         if stops and self._decoder is None:
             model.need_tokenizer()
-        self._stops = stops
-        self._ends = ends
+        self.stops = stops
+        self.ends = ends
         self._held = ""  # text that may yet turn out to begin a stop string
         self._new_text = ""
         self._taken = 0
 
-    def accept(self, token: int, logits: NDArray) -> bool:
+    def accept(self, token: int, logprob: float) -> bool:
         """Take a token; False if it is an end token, which belongs to neither text nor state."""
-        if token in self._ends:
+        if token in self.ends:
             self.finish("stop")
             return False
         self.tokens.append(token)
         self.history.append(token)
-        self.logprobs.append(log_probability(logits, token))
+        self.logprobs.append(logprob)
         if self._decoder is not None:
             self._release(self._decoder.push(token), final=False)
         return True
@@ -87,11 +85,11 @@ class Row:
         if self.reason is not None:
             return
         text = self._held + text
-        found = [i for i in (text.find(s) for s in self._stops) if i >= 0]
+        found = [i for i in (text.find(s) for s in self.stops) if i >= 0]
         if found:
             text, self._held, self.reason = text[: min(found)], "", "stop"
         else:
-            keep = 0 if final else _possible_start(text, self._stops)
+            keep = 0 if final else _possible_start(text, self.stops)
             text, self._held = text[: len(text) - keep], text[len(text) - keep :]
         self.text += text
         self._new_text += text

@@ -192,7 +192,7 @@ class State:
         for i, field, name in _names(kinds):
             found[i][field] = arrays[name]
         layers = tuple(kind(**parts) for kind, parts in zip(kinds, found, strict=True))
-        return replace(self, layers=layers, position=position)
+        return State(layers, position, self.config, self.fingerprint)
 
     def _map(self, function) -> "State":
         mapped = {name: function(array) for name, array in self.arrays().items()}

@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from griffin_kernels.cpu.ceiling import read_ceiling
 from griffin_kernels.cpu.pool import pool, set_threads
 from griffin_np.base import Model
-from griffin_np.generate import PREFILL_STEP, _Run
+from griffin_np.generate import PREFILL_STEP, Run
 from griffin_np.sampling import Sampler
 from griffin_np.state import State
 
@@ -187,7 +187,7 @@ def _write(model: Model, n: int, state: State, rng: np.random.Generator) -> floa
     """Seconds to generate n tokens, after one that is given: n steps of one token each."""
     first = rng.integers(model.config.vocab_size, size=(state.batch, 1)).tolist()
     seed = int(rng.integers(2**32))
-    run = _Run(
+    run = Run(
         model, first, max_tokens=n, seed=seed, ignore_eos=True, state=state, sampler=Varied()
     )
     began = time.perf_counter()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from griffin_conformance.backends import Backend, versions_of
-from griffin_kernels.xla import attention, layers, model, recurrent, scan_xla
+from griffin_kernels.xla import attention, layers, model, recurrent, rope, scan_xla
 from griffin_kernels.xla.engine import JaxModel
 from griffin_np.config import ATTENTION, GriffinConfig
 from griffin_np.params import nest
@@ -79,8 +79,8 @@ class JaxBackend(Backend):
         return _rg_lru(p, row(x), row(positions, jnp.int32), row(h), self.scans)[0]
 
     def rope(self, x, positions, base, rotary_dim):
-        turn = attention.rotation(row(positions, jnp.int32), base, rotary_dim)
-        return attention.apply_rope(row(x), turn)[0]
+        turn = rope.rotation(row(positions, jnp.int32), base, rotary_dim)
+        return rope.apply_rope(row(x), turn)[0]
 
     def attention(self, q, k, v, positions, window):
         return _attention(row(q), row(k), row(v), row(positions, jnp.int32), window)[0]
@@ -95,7 +95,7 @@ class JaxBackend(Backend):
 def _block(p, x, at, kind, config):
     turn = None
     if kind == ATTENTION:
-        turn = attention.rotation(at, config.rope_base, config.rotary_dim)
+        turn = rope.rotation(at, config.rope_base, config.rotary_dim)
     with jax.default_matmul_precision("highest"):
         return model.residual_block(p, x, None, at, turn, kind, config)[0]
 

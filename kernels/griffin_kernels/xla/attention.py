@@ -1,4 +1,4 @@
-"""Local attention in JAX: rotary positions, attention in blocks of one window, and the ring.
+"""Local attention in JAX: in blocks of one window over a text, against the ring in a step.
 
 Rows are texts whose tokens stand on the left; ``positions`` (B, T) count within documents, 0 starts
 one, and the tail of a row is padding, -1.
@@ -6,12 +6,13 @@ one, and the tail of a row is padding, -1.
 Shapes: B rows, T tokens, H heads, Q key-value heads, d channels of a head, W window.
 """
 
-from functools import reduce
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import PartitionSpec as P
 
 from griffin_kernels.xla.layers import (
     Layer,
@@ -21,73 +22,18 @@ from griffin_kernels.xla.layers import (
     no_watch,
     real_tokens,
 )
+from griffin_kernels.xla.rope import apply_rope
+from griffin_kernels.xla.sharding import by_hand, cut, from_owner, halo, owner
 from griffin_np.config import GriffinConfig
-from griffin_np.inputs import POSITION_LIMIT
 
 __all__ = [
-    "apply_rope",
+    "attend",
     "attention_block",
+    "attention_step",
     "chronological",
     "local_attention",
     "ring_after",
-    "rotation",
 ]
-
-ROPE_DIGITS = (1, 2**11, 2**22)
-"""Units of a position's digits; each digit is below 2^11."""
-
-
-def rotation(
-    positions: Array, base: float, rotary_dim: int, limit: int = POSITION_LIMIT
-) -> tuple[Array, Array]:
-    """Cosine and sine by which every token's channels are turned.
-
-    Angles are exact to 1e-6 rad: a float32 product of position and frequency would be off by whole
-    turns. Positions are split into digits of 11 bits, cosines and sines of each digit's angle come
-    from tables made in float64, and the formulas for the sum of two angles join them.
-
-    Parameters
-    ----------
-    positions : Array of shape (B, T), int32
-    base : float
-    rotary_dim : int
-    limit : int
-        No position reaches it; below 2^11 one table is enough.
-
-    Returns
-    -------
-    cos, sin : Array of shape (B, T, rotary_dim / 2), float32
-    """
-    half = rotary_dim // 2
-    frequency = float(base) ** -(np.arange(half) / max(half, 1))
-    positions = jnp.maximum(positions, 0)
-
-    def turn(unit):
-        count = min(ROPE_DIGITS[1], -(-limit // unit))
-        angle = (np.arange(count) * unit)[:, None] * frequency
-        digit = positions // unit % ROPE_DIGITS[1]
-        return tuple(jnp.asarray(f(angle), jnp.float32)[digit] for f in (np.cos, np.sin))
-
-    def add(a, b):
-        return a[0] * b[0] - a[1] * b[1], a[1] * b[0] + a[0] * b[1]
-
-    units = [unit for unit in ROPE_DIGITS if unit < limit] or [1]
-    return reduce(add, map(turn, units))
-
-
-def apply_rope(x: Array, turn: tuple[Array, Array]) -> Array:
-    """Rotate the leading channels of every head, first half against second half.
-
-    Parameters
-    ----------
-    x : Array of shape (B, T, heads, d)
-    turn : pair of Array of shape (B, T, rotary_dim / 2)
-        From :func:`rotation`. The channels after the rotated ones pass through.
-    """
-    cos, sin = (part.astype(x.dtype)[:, :, None] for part in turn)
-    half = cos.shape[-1]
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
 
 def attention_block(
@@ -107,14 +53,135 @@ def attention_block(
     k = linear(p["key"], x).reshape(B, T, config.num_kv_heads, config.head_dim)
     v = linear(p["value"], x).reshape(B, T, config.num_kv_heads, config.head_dim)
     q, k = apply_rope(q, turn), apply_rope(k, turn)
-    new, earlier = {"keys": k, "values": v}, None
-    if past is not None:
-        old = {name: chronological(ring, positions[:, 0]) for name, ring in past.items()}
-        earlier = (old["keys"], old["values"])
-        new = {name: jnp.concatenate([old[name], z], axis=1) for name, z in new.items()}
-    y = local_attention(q, k, v, positions, config.window, earlier, watch)
-    after = {name: ring_after(z, positions, config.window) for name, z in new.items()}
+    if past is not None and T == 1:
+        y, after = attention_step(q, k, v, positions, past, watch)
+    else:
+        y, after = attend(q, k, v, positions, past, config.window, watch)
     return linear(p["output"], y.reshape(B, T, -1)), after
+
+
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    positions: Array,
+    past: Layer | None,
+    window: int,
+    watch: Watch = no_watch,
+) -> tuple[Array, Layer]:
+    """Attention over a text of any length, on however many devices.
+
+    Heads are cut along ``model``, tokens along ``sequence``: there, each device fetches the window
+    before its part. A device's own share of that is not reported to ``watch``.
+
+    Parameters
+    ----------
+    q : Array of shape (B, T, H, d)
+    k, v : Array of shape (B, T, Q, d)
+    positions : Array of shape (B, T)
+    past : dict, optional
+        Rings (B, W, Q, d) before the text.
+    window : int
+
+    Returns
+    -------
+    y : Array of shape (B, T, H, d)
+    past : dict
+        Rings after the text.
+    """
+    B, T, H, _ = q.shape
+    Q = k.shape[2]
+    earlier = None
+    if past is not None:
+        earlier = {name: chronological(z, positions[:, 0]) for name, z in past.items()}
+    if jax.sharding.get_abstract_mesh().empty:
+        return _attend(q, k, v, positions, earlier, window, watch)
+
+    rows, text = cut("data", B), cut("sequence", T)
+    shared = Q == 1 or cut("model", Q)
+    heads = cut("model", H) if shared else None
+    if text and earlier is None:
+        empty = jnp.zeros((B, window, *k.shape[2:]), k.dtype)
+        earlier = {"keys": empty, "values": empty}
+
+    def part(q, k, v, positions, earlier):
+        if not text:
+            return _attend(q, k, v, positions, earlier, window)
+        before = {"keys": halo(k, earlier["keys"]), "values": halo(v, earlier["values"])}
+        y, after = _attend(q, k, v, positions, before, window)
+        return y, from_owner(after, owner(positions))
+
+    queries, keys = P(rows, text, heads), P(rows, text, heads if Q > 1 else None)
+    ring = P(rows, None, heads if Q > 1 else None)
+    run = by_hand(part, (queries, keys, keys, P(rows, text), ring), (queries, ring))
+    return run(q, k, v, positions, earlier)
+
+
+def _attend(q, k, v, positions, earlier, window, watch=no_watch):
+    """With the W keys and values before the text, oldest first, if there are any."""
+    new, before = {"keys": k, "values": v}, None
+    if earlier is not None:
+        before = (earlier["keys"], earlier["values"])
+        new = {name: jnp.concatenate([earlier[name], z], axis=1) for name, z in new.items()}
+    y = local_attention(q, k, v, positions, window, before, watch)
+    return y, {name: ring_after(z, positions, window) for name, z in new.items()}
+
+
+def attention_step(
+    q: Array, k: Array, v: Array, positions: Array, ring: Layer, watch: Watch = no_watch
+) -> tuple[Array, Layer]:
+    """One token of each row against the ring as it stands, which gains one entry.
+
+    Nothing is put into order and a donated ring is changed in place: a step reads what it attends
+    to and writes one slot. Padding (position -1) changes nothing.
+
+    Parameters
+    ----------
+    q : Array of shape (B, 1, H, d)
+    k, v : Array of shape (B, 1, Q, d)
+    positions : Array of shape (B, 1)
+    ring : dict
+        ``keys`` and ``values`` (B, W, Q, d).
+
+    Returns
+    -------
+    y : Array of shape (B, 1, H, d)
+    ring : dict
+    """
+    B, _, H, d = q.shape
+    W, Q = ring["keys"].shape[1:3]
+    rows, position = jnp.arange(B), positions[:, 0]
+    distance = (position[:, None] - 1 - jnp.arange(W)) % W + 1  # of what stands in a slot, 1 to W
+    visible = (distance <= position[:, None])[:, None, None]
+    queries = q.reshape(B, Q, H // Q, d)
+    dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    before = jnp.where(visible, dot("bqrd,bwqd->bqrw", queries, ring["keys"]), -jnp.inf)
+    own = dot("bqrd,bqd->bqr", queries, k[:, 0])[..., None]
+    scores = jnp.concatenate([before, own], axis=-1) * d**-0.5
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    if watch is not no_watch:
+        back = jnp.arange(1, W + 1)
+        slots = jnp.broadcast_to(((position[:, None] - back) % W)[:, None, None], before.shape)
+        found = jnp.take_along_axis(weights, slots, axis=-1)
+        found = jnp.concatenate([weights[..., W:], found], axis=-1)
+        watch("weights", found.reshape(B, 1, H, W + 1))
+    # What is outside the document has weight 0, but may be anything in a state from elsewhere.
+    old = jnp.where(visible[:, 0, 0, :, None, None], ring["values"], 0)
+    y = dot("bqrw,bwqd->bqrd", weights[..., :W], old)
+    y = y + weights[..., W:].astype(jnp.float32) * v[:, 0, :, None].astype(jnp.float32)
+
+    slot = jnp.where(position >= 0, position % W, W)  # W is no slot: nothing is written
+    starts = position == 0
+
+    def forget(z):
+        return jnp.where(starts[:, None, None, None], 0, z)
+
+    def write(z, new):
+        z = jax.lax.cond(jnp.any(starts), forget, lambda z: z, z)
+        return z.at[rows, slot].set(new[:, 0], mode="drop")
+
+    after = {"keys": write(ring["keys"], k), "values": write(ring["values"], v)}
+    return y.astype(q.dtype).reshape(B, 1, H, d), after
 
 
 def local_attention(
@@ -156,33 +223,35 @@ def local_attention(
         past = (jnp.zeros((B, size, Q, d), k.dtype),) * 2
     before = past[0].shape[1]  # a window, or a block where there is only one
 
-    def cut(z, fill=0):
+    def in_blocks(z, fill=0):
         """(B, T, heads, ...) to (B, blocks, heads, size, ...)."""
         z = jnp.pad(z, ((0, 0), (0, pad), (0, 0), (0, 0)), constant_values=fill)
         return z.reshape(B, blocks, size, *z.shape[2:]).swapaxes(2, 3)
 
     def with_previous(z, first):
-        own, previous = cut(z), first.swapaxes(1, 2)[:, None]
+        own, previous = in_blocks(z), first.swapaxes(1, 2)[:, None]
         if blocks > 1:
             previous = jnp.concatenate([previous, own[:, :-1]], axis=1)
         return jnp.concatenate([previous, own], axis=3).reshape(-1, before + size, d)
 
     # The query heads that share a key-value head are rows of one matrix product.
-    queries = cut(q).reshape(-1, H // Q * size, d)
+    queries = in_blocks(q).reshape(-1, H // Q * size, d)
     keys, values = with_previous(k, past[0]), with_previous(v, past[1])
-    scores = jnp.einsum("nqd,nkd->nqk", queries, keys) * d**-0.5
+    scores = jnp.einsum("nqd,nkd->nqk", queries, keys, preferred_element_type=jnp.float32)
 
     # Tokens of a row are consecutive, so the column distance decides: not the future, not beyond
     # the window, not before the start of the document, which is `position` columns back. Padding
     # sees itself, so that no row is empty.
     distance = np.arange(size)[:, None] + before - np.arange(before + size)[None]
-    reach = jnp.clip(cut(positions[:, :, None, None], -1), 0, window)
+    reach = jnp.clip(in_blocks(positions[:, :, None, None], -1), 0, window)
     visible = ((distance >= 0) & (distance <= reach))[:, :, :, None]
-    scores = scores.reshape(B, blocks, Q, H // Q, size, before + size).astype(jnp.float32)
+    scores = scores.reshape(B, blocks, Q, H // Q, size, before + size) * d**-0.5
     weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1).astype(v.dtype)
     if watch is not no_watch:
         watch("weights", by_distance(weights, window)[:, :T])
-    y = jnp.einsum("nqk,nkd->nqd", weights.reshape(-1, H // Q * size, before + size), values)
+    weights = weights.reshape(-1, H // Q * size, before + size)
+    y = jnp.einsum("nqk,nkd->nqd", weights, values, preferred_element_type=jnp.float32)
+    y = y.astype(q.dtype)
     return y.reshape(B, blocks, H, size, d).swapaxes(2, 3).reshape(B, -1, H, d)[:, :T]
 
 

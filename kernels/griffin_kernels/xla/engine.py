@@ -4,23 +4,35 @@ XLA compiles a program for every shape, so a call is brought into one of few: ea
 moved to the left, and rows and tokens are padded to powers of two. Programs are kept by
 configuration and take the weights as an argument, so that models of one configuration share them.
 
-States are NumPy arrays between calls. On an accelerator every call moves them there and back.
+The state stays on the device from call to call, until somebody looks at it. A call leaves the state
+that it was given as it was, by working on a copy; the generation loop owns its state, and there the
+compiled program changes it in place.
 """
 
 from collections import OrderedDict
+from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
-from griffin_kernels.xla.layers import Layer, no_watch, real_tokens
-from griffin_kernels.xla.model import embed, head, residual_blocks
+from griffin_kernels.xla.device_state import DeviceState
+from griffin_kernels.xla.generate import DeviceRun, decode
+from griffin_kernels.xla.layers import no_watch, real_tokens
+from griffin_kernels.xla.model import embed, head, residual_blocks, stack, unstack
+from griffin_kernels.xla.sampling import Options, Steps
+from griffin_kernels.xla.scan_xla import SCANS
+from griffin_kernels.xla.sharding import constrain_tree, fetch, place, shardings
 from griffin_np.base import Model
 from griffin_np.config import GriffinConfig
 from griffin_np.errors import ConfigError
+from griffin_np.generate import Run
 from griffin_np.notation import Trace, no_trace
 from griffin_np.params import fingerprint as identify
 from griffin_np.params import flatten, validate
@@ -28,40 +40,77 @@ from griffin_np.state import State
 
 __all__ = ["JaxModel", "Layout"]
 
+DTYPES = ("float32", "bfloat16")
+FASTEST_SCAN = {"tpu": "pallas", "gpu": "associative", "cpu": "sequential"}
+
 
 class JaxModel(Model):
-    """A Griffin in JAX, on JAX's default device.
+    """A Griffin in JAX, on JAX's default device or on a mesh of devices.
 
     Parameters
     ----------
     config : GriffinConfig
     params : dict
-        Parameter tree, all float32; so is the computation. On a CPU the arrays may be used where
-        they are: do not change them afterwards.
+        Parameter tree, all float32 or all bfloat16. That is the dtype of activations, convolution
+        inputs, keys and values too; sums, norms, gates, the recurrence and logits are float32.
     fingerprint : str, optional
         Identity of the weights where it is known; computed by default.
+    scan : {"sequential", "associative", "pallas"}, optional
+        How the recurrence runs along a text; by default what is fastest on the platform.
+    stacked : bool, optional
+        Compile one repetition of the block pattern and scan over all of them: compiles fast, and
+        runs as fast on accelerators. On a CPU every matrix would be copied first, so the default
+        there is no.
+    mesh : Mesh, optional
+        From :func:`griffin_kernels.xla.sharding.make_mesh`; it may span processes, all of which
+        then make the same calls.
 
     Raises
     ------
     ParameterError
         If the parameters do not fit the configuration.
     ConfigError
-        If they are not float32.
+        If they have another dtype, or there is no such scan.
     """
 
     backend = "jax"
 
-    def __init__(self, config: GriffinConfig, params: dict, fingerprint: str = ""):
+    def __init__(
+        self,
+        config: GriffinConfig,
+        params: dict,
+        fingerprint: str = "",
+        *,
+        scan: str | None = None,
+        stacked: bool | None = None,
+        mesh: Mesh | None = None,
+    ):
         validate(params, config)
         dtype = str(params["embedding"].dtype)
-        if dtype != "float32":
-            raise ConfigError(f"the jax backend computes in float32, got {dtype}")
+        if dtype not in DTYPES:
+            raise ConfigError(f"the jax backend computes in {' or '.join(DTYPES)}, got {dtype}")
+        platform = (mesh.devices.flat[0] if mesh else jax.devices()[0]).platform
+        scan = scan or FASTEST_SCAN.get(platform, "associative")
+        if scan not in SCANS:
+            raise ConfigError(f"no scan {scan!r}; choose one of {', '.join(SCANS)}")
         super().__init__(config, dtype, fingerprint or identify(params, config))
-        self._params = jax.device_put(params)
+        self.scan, self.mesh = scan, mesh
+        self.stacked = platform != "cpu" if stacked is None else stacked
+        if self.stacked:
+            params = {**params, **stack(params["blocks"], config)}
+        if mesh is None:
+            self._params = jax.device_put(params)
+        else:
+            self._params = place(params, shardings(params, mesh))
 
     @property
     def parameters(self) -> dict:
-        return jax.tree.map(np.asarray, self._params)
+        params = dict(self._params)
+        if "groups" in params:
+            params = {"blocks": unstack(params)} | {
+                name: array for name, array in params.items() if name not in ("groups", "blocks")
+            }
+        return fetch(params)
 
     @property
     def weight_bytes(self) -> int:
@@ -69,24 +118,46 @@ class JaxModel(Model):
 
     @property
     def state_dtype(self) -> np.dtype:
-        return np.dtype(self.dtype)
+        return jnp.dtype(self.dtype)
+
+    def new_run(self, prompts: list, **options) -> Run:
+        return DeviceRun(self, prompts, **options)
 
     def _forward(
         self, inputs: NDArray, positions: NDArray, state: State, logits: str, trace: Trace
     ) -> tuple[NDArray | None, State]:
-        layout = Layout(positions)
+        return self._run(inputs, positions, state, logits, trace, keep=True)
+
+    def _advance(
+        self, inputs: NDArray, positions: NDArray, state: State, logits: str
+    ) -> tuple[NDArray | None, State]:
+        return self._run(inputs, positions, state, logits, no_trace, keep=False)
+
+    def _run(
+        self,
+        inputs: NDArray,
+        positions: NDArray,
+        state: State,
+        logits: str,
+        trace: Trace,
+        keep: bool,
+    ) -> tuple[NDArray | None, State]:
+        layout = Layout(positions, self._axis("data"), self._axis("sequence"))
         steps = layout.gather(positions, -1)
-        values, after, watched = jax.device_get(
-            _run(
+        kind = np.int32 if inputs.ndim == 2 else jnp.dtype(self.dtype)
+        with self._on_mesh():
+            values, after, watched = _read(
                 self._params,
-                layout.gather(inputs, 0).astype(np.int32 if inputs.ndim == 2 else np.float32),
-                steps.astype(np.int32),
-                [{k: layout.pad_rows(v) for k, v in vars(layer).items()} for layer in state.layers],
+                self._put(layout.gather(inputs, 0).astype(kind), "data"),
+                self._put(steps.astype(np.int32), "data"),
+                self._layers(state, layout.shape[0], keep),
                 config=self.config,
+                scan=self.scan,
                 logits=logits,
                 watch=trace is not no_trace,
+                gather=self._spans_processes,
             )
-        )
+        values, watched = fetch((values, watched))
         for name, array in watched.items():
             trace(name, layout.scatter(array))
         B, busy = state.batch, layout.count > 0
@@ -94,39 +165,147 @@ class JaxModel(Model):
             values = layout.scatter(values)
         elif logits == "last":
             values = np.where(busy[:, None], values[:B], 0)
-        arrays = {
-            f"layers.{i}.{name}": array[:B].copy()  # what JAX gives may not be written to
-            for i, layer in enumerate(after)
-            for name, array in layer.items()
-        }
         last = steps[np.arange(B), layout.count - 1]
-        return values, state.with_arrays(arrays, np.where(busy, last + 1, state.position))
+        position = np.where(busy, last + 1, state.position)
+        return values, self._state(after, position)
+
+    def decode(
+        self,
+        state: State,
+        logits: NDArray | None,
+        pending: NDArray,
+        done: NDArray,
+        recent: NDArray,
+        cursor: NDArray,
+        uniforms: NDArray,
+        limit: int,
+        ends: NDArray,
+        options: Options,
+        steps: Steps,
+    ) -> tuple[dict[str, Any], State]:
+        """A chunk of the generation loop; see :func:`griffin_kernels.xla.generate.decode`.
+
+        Arrays have the rows of ``state``, which is used up.
+        """
+        B = state.batch
+        rows = Layout.rows(B, self._axis("data"))
+
+        def pad(array, fill=0):
+            widths = ((0, rows - B),) + ((0, 0),) * (array.ndim - 1)
+            return self._put(np.pad(array, widths, constant_values=fill), "data")
+
+        with self._on_mesh():
+            found = decode(
+                self._params,
+                self._layers(state, rows, keep=False),
+                None if logits is None else pad(logits.astype(np.float32)),
+                pad(pending.astype(np.int32), -1),
+                pad(state.position.astype(np.int32)),
+                pad(done, True),
+                pad(recent, -1),
+                pad(cursor),
+                pad(uniforms),
+                self._put(np.int32(limit)),
+                self._put(ends),
+                jax.tree.map(self._put, options),
+                config=self.config,
+                scan=self.scan,
+                steps=steps,
+            )
+        after = found.pop("layers")
+        host = fetch(found)
+        kept = {name: array[:B] if array.ndim else array for name, array in host.items()}
+        return kept, self._state(after, kept["position"].astype(np.int64))
+
+    def _axis(self, name: str) -> int:
+        return self.mesh.shape[name] if self.mesh is not None else 1
+
+    def _on_mesh(self):
+        return jax.set_mesh(self.mesh) if self.mesh is not None else nullcontext()
+
+    @property
+    def _spans_processes(self) -> bool:
+        return self.mesh is not None and len(self.mesh.devices.flat) > len(self.mesh.local_devices)
+
+    def _put(self, array: Any, axis: str | None = None) -> Any:
+        """On the mesh, with rows cut along an axis; JAX places what is not."""
+        if self.mesh is None:
+            return array
+        return place(np.asarray(array), NamedSharding(self.mesh, P(axis) if axis else P()))
+
+    def _state(self, layers: Any, position: NDArray) -> DeviceState:
+        return DeviceState(layers, position, self.config, self.fingerprint, self.dtype)
+
+    def _layers(self, state: State, rows: int, keep: bool) -> Any:
+        """A state's layers on the device, with ``rows`` rows, for the program to change."""
+        if isinstance(state, DeviceState) and self._fits(state.device, rows):
+            return _copy(state.device) if keep else state.device
+        missing = rows - state.batch
+        layers: Any = [
+            {
+                name: np.pad(array, ((0, missing),) + ((0, 0),) * (array.ndim - 1))
+                for name, array in vars(layer).items()
+            }
+            for layer in state.layers
+        ]
+        if self.stacked:
+            layers = stack(layers, self.config)
+        return place(layers, None if self.mesh is None else shardings(layers, self.mesh))
+
+    def _fits(self, layers: Any, rows: int) -> bool:
+        """Whether layers are on a device, and there as this model has them."""
+        if layers is None:
+            return False
+        leaf = jax.tree.leaves(layers)[0]
+        # Stacked arrays have their repetitions in front.
+        grouped = isinstance(layers, dict) and bool(layers["groups"])
+        same_mesh = getattr(leaf.sharding, "mesh", None) == self.mesh
+        return (
+            isinstance(layers, dict) == self.stacked
+            and leaf.shape[1 if grouped else 0] == rows
+            and same_mesh
+            and not leaf.is_deleted()
+        )
 
 
-@partial(jax.jit, static_argnames=("config", "logits", "watch"))
-def _run(
+@jax.jit
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+@partial(
+    jax.jit,
+    static_argnames=("config", "scan", "logits", "watch", "gather"),
+    donate_argnames=("layers",),
+)
+def _read(
     params: dict,
     inputs: Array,
     positions: Array,
-    layers: list[Layer],
+    layers: Any,
     *,
     config: GriffinConfig,
+    scan: str,
     logits: str,
     watch: bool,
-) -> tuple[Array | None, list[Layer], OrderedDict[str, Array]]:
+    gather: bool,
+) -> tuple[Array | None, Any, OrderedDict[str, Array]]:
     """Logits, the state after the tokens, and what is watched, by name in order of computation."""
     watched: OrderedDict[str, Array] = OrderedDict()
     with jax.default_matmul_precision("highest"):  # accelerators would round float32 factors
         x = embed(params, inputs, config) if inputs.ndim == 2 else inputs * config.embedding_scale
         x, after = residual_blocks(
-            params, x, positions, config, layers,
+            params, x, positions, config, layers, scan=scan,
             watch=watched.__setitem__ if watch else no_watch,
         )  # fmt: skip
-        if logits == "none":
-            return None, after, watched
+        values = None
         if logits == "last":
             x = x[jnp.arange(len(x)), real_tokens(positions) - 1]
-        return head(params, x, config), after, watched
+        if logits != "none":
+            values = head(params, x, config)
+    if gather and logits != "none":
+        values, watched = lax.with_sharding_constraint((values, watched), P())
+    return values, constrain_tree(after), watched
 
 
 class Layout:
@@ -136,23 +315,33 @@ class Layout:
     ----------
     positions : array of shape (B, T)
         -1 is padding, anywhere.
+    data, sequence : int
+        Devices that share rows, and that share tokens.
 
     Attributes
     ----------
     count : array of shape (B,)
         Real tokens of each row.
     shape : tuple of int
-        Rows and tokens of the padded batch, powers of two.
+        Rows and tokens of the padded batch: powers of two, or multiples of the devices that share
+        them. One token is not shared.
     """
 
-    def __init__(self, positions: NDArray):
+    def __init__(self, positions: NDArray, data: int = 1, sequence: int = 1):
         real = positions >= 0
         self.count = real.sum(axis=1)
-        self.shape = (_bucket(len(positions)), _bucket(int(self.count.max(initial=0))))
+        longest = int(self.count.max(initial=0))
+        tokens = _multiple(_bucket(longest), sequence) if longest > 1 else 1
+        self.shape = (self.rows(len(positions), data), tokens)
         self._given = positions.shape
         self._rows, self._columns = np.nonzero(real)  # row by row, so ranks count up within each
         first = np.cumsum(self.count) - self.count
         self._ranks = np.arange(len(self._rows)) - first[self._rows]
+
+    @staticmethod
+    def rows(batch: int, data: int = 1) -> int:
+        """Rows of a padded batch."""
+        return _multiple(_bucket(batch), data)
 
     def gather(self, array: NDArray, fill: int) -> NDArray:
         """(B, T, ...) to the padded batch."""
@@ -166,12 +355,11 @@ class Layout:
         array[self._rows, self._columns] = padded[self._rows, self._ranks]
         return array
 
-    def pad_rows(self, array: NDArray) -> NDArray:
-        """(B, ...) with rows of zeros to the padded batch."""
-        missing = self.shape[0] - len(array)
-        return np.pad(array, ((0, missing),) + ((0, 0),) * (array.ndim - 1)) if missing else array
-
 
 def _bucket(size: int) -> int:
     """The power of two that is at least ``size`` and 1."""
     return 1 << max(size - 1, 0).bit_length()
+
+
+def _multiple(size: int, of: int) -> int:
+    return -(-size // of) * of

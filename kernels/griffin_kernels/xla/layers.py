@@ -50,20 +50,27 @@ def last_positions(positions: Array) -> Array:
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
-    """Root-mean-square normalisation times ``1 + scale``, statistics in float32."""
-    mean_square = jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
-    return (x * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype) * (1 + scale)
+    """Root-mean-square normalisation times ``1 + scale``: in float32, rounded once."""
+    wide = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return (wide * inverse * (1 + scale.astype(jnp.float32))).astype(x.dtype)
 
 
 def linear(p: dict, x: Array) -> Array:
-    """``x @ weight + bias``, as one matrix product over all tokens (a batched one is slower)."""
-    y = (x.reshape(-1, x.shape[-1]) @ p["weight"]).reshape(*x.shape[:-1], -1)
-    return y + p["bias"] if "bias" in p else y
+    """``x @ weight + bias``: sums in float32, rounded once to the dtype of ``x``.
+
+    One matrix product over all tokens; a batched one is slower.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    y = jnp.matmul(rows, p["weight"], preferred_element_type=jnp.float32)
+    if "bias" in p:
+        y = y + p["bias"].astype(jnp.float32)
+    return y.astype(x.dtype).reshape(*x.shape[:-1], -1)
 
 
 def gelu(x: Array) -> Array:
-    """GeLU by its tanh approximation."""
-    return jax.nn.gelu(x, approximate=True)
+    """GeLU by its tanh approximation: in float32, rounded once."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
 def mlp(p: dict, x: Array) -> Array:

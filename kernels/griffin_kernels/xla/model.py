@@ -11,18 +11,16 @@ what to carry on with. Training drops the latter, and XLA then never computes it
 Shapes: B rows, T tokens, D width, R lru_width, H heads, G = R / H, K conv width, W window.
 """
 
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from griffin_kernels.xla.attention import (
-    apply_rope,
-    attention_block,
-    local_attention,
-    rotation,
-)
+from griffin_kernels.xla.attention import attention_block, local_attention
 from griffin_kernels.xla.layers import Layer, Watch, gelu, linear, mlp, no_watch, rms_norm, scoped
 from griffin_kernels.xla.recurrent import (
     causal_conv,
@@ -32,6 +30,8 @@ from griffin_kernels.xla.recurrent import (
     rg_lru,
     sqrt_clipped,
 )
+from griffin_kernels.xla.rope import apply_rope, rotation
+from griffin_kernels.xla.sharding import constrain
 from griffin_np.config import ATTENTION, RECURRENT, GriffinConfig
 from griffin_np.inputs import POSITION_LIMIT
 
@@ -57,6 +57,8 @@ __all__ = [
     "rms_norm",
     "rotation",
     "sqrt_clipped",
+    "stack",
+    "unstack",
 ]
 
 
@@ -79,7 +81,7 @@ def forward(
     positions : Array of shape (B, T)
         Position in the document; 0 starts one, and a row's tail of padding is -1.
     config : GriffinConfig
-    scan : {"sequential", "associative"}
+    scan : {"sequential", "associative", "pallas"}
     remat : bool
         Recompute each block in the backward pass instead of keeping its intermediates.
 
@@ -97,15 +99,46 @@ def hidden(params, tokens, positions, config, *, scan="sequential", remat=False)
 
 
 def embed(params: dict, tokens: Array, config: GriffinConfig) -> Array:
-    """Scaled rows of the embedding, (B, T) to (B, T, D)."""
+    """Scaled rows of the embedding, (B, T) to (B, T, D), in the dtype of the weights."""
     return params["embedding"][tokens] * config.embedding_scale
 
 
 def head(params: dict, x: Array, config: GriffinConfig) -> Array:
     """Logits (..., V), float32, of normalised outputs (..., D): tied head and soft cap."""
-    logits = jnp.einsum("...d,vd->...v", x, params["embedding"]).astype(jnp.float32)
+    dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    logits = dot("...d,vd->...v", x, params["embedding"])
     cap = config.logits_soft_cap
     return cap * jnp.tanh(logits / cap) if cap else logits
+
+
+def stack(blocks: Sequence[Any], config: GriffinConfig) -> dict[str, list]:
+    """Blocks, or their states, with the repetitions of the block pattern on an axis of their own.
+
+    One program for a repetition then serves all of them (``lax.scan``), so a deep model compiles as
+    fast as a shallow one.
+
+    Returns
+    -------
+    dict
+        ``groups``: for each place in the pattern one tree of arrays (repetitions, ...); ``blocks``:
+        the blocks after the last whole repetition, as they were.
+    """
+    period = len(config.block_pattern)
+    repeats = len(blocks) // period
+    groups = [blocks[i : repeats * period : period] for i in range(period)] if repeats else []
+    join = np.stack if isinstance(jax.tree.leaves(blocks)[0], np.ndarray) else jnp.stack
+    return {
+        "groups": [jax.tree.map(lambda *leaves: join(leaves), *group) for group in groups],
+        "blocks": list(blocks[repeats * period :]),
+    }
+
+
+def unstack(stacked: Mapping[str, list]) -> list:
+    """Inverse of :func:`stack`: a list with one tree for each block."""
+    groups = stacked["groups"]
+    repeats = len(jax.tree.leaves(groups[0])[0]) if groups else 0
+    blocks = [jax.tree.map(lambda x, n=n: x[n], group) for n in range(repeats) for group in groups]
+    return blocks + list(stacked["blocks"])
 
 
 def residual_blocks(
@@ -113,24 +146,25 @@ def residual_blocks(
     x: Array,
     positions: Array,
     config: GriffinConfig,
-    layers: list[Layer] | None = None,
+    layers: Any = None,
     *,
     scan: str = "sequential",
     remat: bool = False,
     watch: Watch = no_watch,
-) -> tuple[Array, list[Layer]]:
+) -> tuple[Array, Any]:
     """All residual blocks and the final norm.
 
     Parameters
     ----------
     params : dict
+        A parameter tree, or one whose ``blocks`` have been replaced by what :func:`stack` makes.
     x : Array of shape (B, T, D)
         Scaled embeddings; whatever stands at padding.
     positions : Array of shape (B, T), int32
     config : GriffinConfig
-    layers : list of dict, optional
-        State of every block before the first tokens. Without it every row begins with a document,
-        and no position reaches T.
+    layers : list of dict, or dict, optional
+        State of every block before the first tokens, stacked if the parameters are. Without it
+        every row begins with a document, and no position reaches T.
     scan, remat
         As for :func:`forward`.
     watch : callable, optional
@@ -140,35 +174,54 @@ def residual_blocks(
     -------
     x : Array of shape (B, T, D)
         Ready for :func:`head`.
-    layers : list of dict
+    layers : list of dict, or dict
         State after each row's last token. Where ``layers`` were given, a row without tokens keeps
         its own.
     """
+    x = constrain(x, "data", "sequence", None)
     watch("embedding", x)
     turn = None
     if ATTENTION in config.block_types:
         limit = x.shape[1] if layers is None else POSITION_LIMIT
         turn = rotation(positions, config.rope_base, config.rotary_dim, limit)
 
-    after = []
-    for i, kind in enumerate(config.block_types):
+    def block(kind, p, x, past, watch):
         apply = partial(
             residual_block, positions=positions, turn=turn, kind=kind, config=config, scan=scan,
-            watch=scoped(watch, f"blocks.{i}"),
+            watch=watch,
         )  # fmt: skip
-        layer = layers[i] if layers is not None else None
-        x, end = (jax.checkpoint(apply) if remat else apply)(params["blocks"][i], x, layer)
-        after.append(end)
+        return (jax.checkpoint(apply) if remat else apply)(p, x, past)
+
+    groups, rest = params.get("groups", []), params["blocks"]
+    given = layers if isinstance(layers, dict) else {"groups": None, "blocks": layers}
+    after: dict[str, list] = {"groups": [], "blocks": []}
+    first = 0
+    if groups:
+        pattern = config.block_pattern
+
+        def repetition(x, inputs):
+            ps, pasts = inputs
+            ends: list = []
+            seen: list[dict] = [{} for _ in pattern]
+            for i, kind in enumerate(pattern):
+                keep = seen[i].__setitem__ if watch is not no_watch else no_watch
+                x, end = block(kind, ps[i], x, pasts[i] if pasts else None, keep)
+                ends.append(end)
+            return x, (ends, seen)
+
+        x, (after["groups"], seen) = jax.lax.scan(repetition, x, (groups, given["groups"]))
+        first = config.depth - len(rest)
+        for i in range(first):
+            for name, array in seen[i % len(pattern)].items():
+                watch(f"blocks.{i}.{name}", array[i // len(pattern)])
+    for i, p in enumerate(rest):
+        past = given["blocks"][i] if given["blocks"] is not None else None
+        kind = config.block_types[first + i]
+        x, end = block(kind, p, x, past, scoped(watch, f"blocks.{first + i}"))
+        after["blocks"].append(end)
     x = rms_norm(x, params["final_norm"], config.norm_eps)
     watch("final_norm", x)
-
-    if layers is not None:
-        moved = positions[:, 0] >= 0
-        after = jax.tree.map(
-            lambda new, old: jnp.where(moved.reshape(-1, *[1] * (new.ndim - 1)), new, old),
-            after, layers,
-        )  # fmt: skip
-    return x, after
+    return x, after if groups else after["blocks"]
 
 
 def residual_block(
@@ -193,5 +246,12 @@ def residual_block(
     watch("temporal", y)
     x = x + y
     x = x + mlp(p["mlp"], rms_norm(x, p["mlp_norm"], config.norm_eps))
+    x = constrain(x, "data", "sequence", None)
     watch("residual", x)
+    if past is not None and not (kind == ATTENTION and x.shape[1] == 1):  # which looks after that
+        moved = positions[:, 0] >= 0
+        after = {
+            name: jnp.where(moved.reshape(-1, *[1] * (new.ndim - 1)), new, past[name])
+            for name, new in after.items()
+        }
     return x, after
