@@ -28,6 +28,9 @@ DTYPES: dict[str, tuple[str, ...]] = {
     "jax": ("float32", "bfloat16"),
 }
 
+OPTIONS: dict[str, tuple[str, ...]] = {"jax": ("mesh", "scan", "stacked")}
+"""What :func:`load` passes on to an engine's model class."""
+
 EXTRAS: dict[str, str] = {"jax": "jax"}
 
 PACKED = "packed.safetensors"
@@ -89,6 +92,7 @@ def load(
     dtype: str | None = None,
     *,
     window: int | None = None,
+    **options,
 ) -> Model:
     """Load a checkpoint.
 
@@ -101,11 +105,15 @@ def load(
         reference, which alone has float64.
     dtype : {"float32", "float64", "bfloat16", "int8", "int4"}, optional
         By default the checkpoint's own where the engine has it, else float32. "numpy" has float32
-        and float64, "jax" float32, "numba" all but float64; it rounds weights on loading.
+        and float64, "jax" float32 and bfloat16, "numba" all but float64; it rounds weights on
+        loading.
     window : int, optional
         Past positions that a token sees beside itself, in place of the checkpoint's
         ``attention_window_size``. A model trained inside transformers needs that minus 1, because
         transformers counts the token itself.
+    **options
+        Of the engine's model class. "jax" has ``mesh``, ``scan`` and ``stacked``; see
+        :class:`griffin_kernels.xla.engine.JaxModel`.
 
     Returns
     -------
@@ -117,7 +125,7 @@ def load(
     CheckpointError
         If the folder is missing, damaged or foreign; names file and tensor.
     ConfigError
-        If there is no such backend or dtype.
+        If there is no such backend, dtype or option.
     MissingExtraError
         If a package that the backend needs is not installed.
     """
@@ -125,10 +133,14 @@ def load(
 
     folder = Path(DEMO if path is None else path)
     backend = backend or default_backend(dtype)
+    unknown = sorted(set(options) - set(OPTIONS.get(backend, ())))
+    if unknown:
+        known = ", ".join(OPTIONS.get(backend, ())) or "none"
+        raise ConfigError(f"the {backend} backend has no option {unknown[0]!r}; it has: {known}")
     if (folder / PACKED).is_file():
         model = _load_packed(folder, backend, dtype, window)
     else:
-        model = _load_checkpoint(folder, backend, dtype, window)
+        model = _load_checkpoint(folder, backend, dtype, window, options)
     vocabulary = folder / "tokenizer.model"
     if vocabulary.is_file():
         model.attach_tokenizer(Tokenizer(vocabulary))
@@ -136,7 +148,7 @@ def load(
 
 
 def _load_checkpoint(
-    folder: Path, backend: str | None, dtype: str | None, window: int | None
+    folder: Path, backend: str | None, dtype: str | None, window: int | None, options: dict
 ) -> Model:
     from griffin_np.checkpoints.huggingface import HuggingFaceFolder
 
@@ -151,7 +163,7 @@ def _load_checkpoint(
         model = make(config, params, source.fingerprint, wanted)
     else:
         params = nest(dict(source.parameters(wanted)))
-        model = make(config, params, source.fingerprint)
+        model = make(config, params, source.fingerprint, **options)
     model.generation = source.generation
     return model
 

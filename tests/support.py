@@ -21,6 +21,11 @@ SMALL = GriffinConfig(
 )
 """Every kind of block, widths that differ, and a window that short texts cross."""
 
+SHARDED = GriffinConfig(
+    width=32, depth=5, num_heads=8, vocab_size=64, window=8, lru_width=48, mlp_width=40
+)
+"""A small model whose heads, channels and vocabulary 8 devices can share."""
+
 SMALL_CHAIN = longest_chain(SMALL, 40)
 """Roundings in a row of :data:`SMALL` over a text of 40 tokens."""
 

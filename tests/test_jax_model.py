@@ -17,7 +17,7 @@ from hypothesis import strategies as st  # noqa: E402
 from support import SMALL, assert_close, random_model, random_parameters, tokens_for  # noqa: E402
 
 import griffin_np as gnp  # noqa: E402
-from griffin_kernels.xla import attention, engine, model, rope  # noqa: E402
+from griffin_kernels.xla import attention, engine, rope  # noqa: E402
 from griffin_kernels.xla.engine import JaxModel, Layout  # noqa: E402
 from griffin_np.errors import ConfigError, PositionError, StateError  # noqa: E402
 from griffin_np.params import flatten  # noqa: E402

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Iterator
 
 from griffin_np.base import Model
-from griffin_np.errors import ConfigError, SamplingError
+from griffin_np.errors import ConfigError, MissingExtraError, SamplingError
 
 __all__ = [
+    "add_mesh_options",
     "add_model_options",
     "add_sampling_options",
     "load_model",
+    "mesh_options",
     "read_prompt",
     "sampling_options",
     "say",
@@ -22,7 +24,7 @@ __all__ = [
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """``--model``, ``--backend``, ``--dtype``, ``--window``, ``--threads``."""
+    """``--model``, ``--backend``, ``--dtype``, ``--window``, ``--threads``, and those of meshes."""
     env = os.environ.get
     group = parser.add_argument_group(
         "model (defaults from GRIFFIN_NP_MODEL, _BACKEND, _DTYPE, _THREADS)"
@@ -32,11 +34,47 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--backend", default=env("GRIFFIN_NP_BACKEND"),
                        help="engine: numba (default), numpy or jax")  # fmt: skip
     group.add_argument("--dtype", default=env("GRIFFIN_NP_DTYPE"),
-                       help="float32; numpy: float64; numba: bfloat16, int8, int4")  # fmt: skip
+                       help="float32; numpy: float64; jax: bfloat16; numba: bfloat16, int8, int4")  # fmt: skip
     group.add_argument("--window", type=int, metavar="W",
                        help="past positions that attention sees (default: as trained)")  # fmt: skip
+    add_mesh_options(parser)
     group.add_argument("-t", "--threads", type=int, metavar="N", default=env("GRIFFIN_NP_THREADS"),
                        help="threads (default: one for each physical core)")  # fmt: skip
+
+
+def add_mesh_options(parser: argparse.ArgumentParser) -> None:
+    """``--mesh``, ``--distributed``, ``--scan``."""
+    group = parser.add_argument_group("many devices (with --backend jax, or training)")
+    group.add_argument("--mesh", metavar="AXES",
+                       help="data=N,sequence=N,model=N: devices that share rows, tokens, heads")  # fmt: skip
+    group.add_argument("--distributed", metavar="HOST:PORT,COUNT,INDEX",
+                       help="this is process INDEX of COUNT, which meet there; auto on a TPU pod")  # fmt: skip
+    group.add_argument("--scan", help="of the recurrence: sequential, associative or pallas")
+
+
+def mesh_options(args: argparse.Namespace) -> dict:
+    """``mesh`` and ``scan`` as the options say; joins the other processes if there are any.
+
+    Only the first process goes on writing to standard output. A seed that was not given is the
+    first process's.
+    """
+    options = {} if args.scan is None else {"scan": args.scan}
+    if args.mesh is None and args.distributed is None:
+        return options
+    try:
+        from griffin_kernels.xla import distributed
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "jax", "jax") from None
+
+    if args.distributed is not None:
+        if args.mesh is None:
+            raise ConfigError("--distributed needs --mesh: say what the devices share")
+        first = distributed.join(args.distributed)
+        if getattr(args, "seed", 0) is None:
+            args.seed = distributed.common_seed()
+        if not first:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    return options | {"mesh": distributed.parse_mesh(args.mesh)}
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
@@ -116,7 +154,8 @@ def load_model(args: argparse.Namespace) -> Model:
     """The model that the options name."""
     import griffin_np as gnp
 
-    return gnp.load(args.model, args.backend, args.dtype, window=args.window)
+    options = mesh_options(args)
+    return gnp.load(args.model, args.backend, args.dtype, window=args.window, **options)
 
 
 @contextlib.contextmanager

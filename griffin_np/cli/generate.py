@@ -52,9 +52,8 @@ def run(args: argparse.Namespace) -> int:
         state = State.load(args.state_in) if args.state_in else None
         if state is not None:
             state.check_model(model.config, model.fingerprint, args.state_in)
-        stream = model.stream(
-            prompt, state=state, progress=_progress(args.quiet), **sampling_options(args)
-        )
+        options = sampling_options(args)
+        stream = model.stream(prompt, state=state, progress=_progress(args.quiet), **options)
         show = not args.json and not args.no_stream
         interrupted = False
         try:

@@ -1,6 +1,5 @@
 """A state whose arrays stay on the device until somebody looks at them."""
 
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -8,7 +7,6 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from griffin_kernels.xla.model import unstack
 from griffin_kernels.xla.sharding import fetch
 from griffin_np.config import GriffinConfig
 from griffin_np.errors import StateError
@@ -25,8 +23,8 @@ class DeviceState(State):
     Parameters
     ----------
     device : tree of Array
-        Layers as the engine holds them: perhaps stacked, with rows of padding at the end. None
-        after they have been fetched.
+        Layers as the engine holds them, with rows of padding at the end. None after they have been
+        fetched.
     position : array of shape (B,), int64
     config : GriffinConfig
     fingerprint : str
@@ -56,8 +54,7 @@ class DeviceState(State):
                 "this state was given to advance(), which used it up: keep the state that it "
                 "returned, or call the model instead"
             )
-        device = fetch(self.device)
-        layers = unstack(device) if isinstance(device, Mapping) else device
+        layers = fetch(self.device)
         object.__setattr__(self, "device", None)
         return tuple(
             _of_names({name: np.array(array[: self.batch]) for name, array in layer.items()})

@@ -248,8 +248,6 @@ class JaxModel(Model):
             }
             for layer in state.layers
         ]
-        if self.stacked:
-            layers = stack(layers, self.config)
         return place(layers, None if self.mesh is None else shardings(layers, self.mesh))
 
     def _fits(self, layers: Any, rows: int) -> bool:
@@ -257,15 +255,8 @@ class JaxModel(Model):
         if layers is None:
             return False
         leaf = jax.tree.leaves(layers)[0]
-        # Stacked arrays have their repetitions in front.
-        grouped = isinstance(layers, dict) and bool(layers["groups"])
         same_mesh = getattr(leaf.sharding, "mesh", None) == self.mesh
-        return (
-            isinstance(layers, dict) == self.stacked
-            and leaf.shape[1 if grouped else 0] == rows
-            and same_mesh
-            and not leaf.is_deleted()
-        )
+        return leaf.shape[0] == rows and same_mesh and not leaf.is_deleted()
 
 
 @jax.jit

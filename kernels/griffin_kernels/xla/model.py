@@ -11,7 +11,7 @@ what to carry on with. Training drops the latter, and XLA then never computes it
 Shapes: B rows, T tokens, D width, R lru_width, H heads, G = R / H, K conv width, W window.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -146,25 +146,27 @@ def residual_blocks(
     x: Array,
     positions: Array,
     config: GriffinConfig,
-    layers: Any = None,
+    layers: list[Layer] | None = None,
     *,
     scan: str = "sequential",
     remat: bool = False,
     watch: Watch = no_watch,
-) -> tuple[Array, Any]:
+) -> tuple[Array, list[Layer]]:
     """All residual blocks and the final norm.
 
     Parameters
     ----------
     params : dict
         A parameter tree, or one whose ``blocks`` have been replaced by what :func:`stack` makes.
+        Then one program serves all repetitions of the pattern. A step of one token goes through
+        them one by one all the same, so that it changes states where they are.
     x : Array of shape (B, T, D)
         Scaled embeddings; whatever stands at padding.
     positions : Array of shape (B, T), int32
     config : GriffinConfig
-    layers : list of dict, or dict, optional
-        State of every block before the first tokens, stacked if the parameters are. Without it
-        every row begins with a document, and no position reaches T.
+    layers : list of dict, optional
+        State of every block before the first tokens. Without it every row begins with a document,
+        and no position reaches T.
     scan, remat
         As for :func:`forward`.
     watch : callable, optional
@@ -174,7 +176,7 @@ def residual_blocks(
     -------
     x : Array of shape (B, T, D)
         Ready for :func:`head`.
-    layers : list of dict, or dict
+    layers : list of dict
         State after each row's last token. Where ``layers`` were given, a row without tokens keeps
         its own.
     """
@@ -192,36 +194,54 @@ def residual_blocks(
         )  # fmt: skip
         return (jax.checkpoint(apply) if remat else apply)(p, x, past)
 
-    groups, rest = params.get("groups", []), params["blocks"]
-    given = layers if isinstance(layers, dict) else {"groups": None, "blocks": layers}
-    after: dict[str, list] = {"groups": [], "blocks": []}
-    first = 0
-    if groups:
-        pattern = config.block_pattern
-
-        def repetition(x, inputs):
-            ps, pasts = inputs
-            ends: list = []
-            seen: list[dict] = [{} for _ in pattern]
-            for i, kind in enumerate(pattern):
-                keep = seen[i].__setitem__ if watch is not no_watch else no_watch
-                x, end = block(kind, ps[i], x, pasts[i] if pasts else None, keep)
-                ends.append(end)
-            return x, (ends, seen)
-
-        x, (after["groups"], seen) = jax.lax.scan(repetition, x, (groups, given["groups"]))
-        first = config.depth - len(rest)
-        for i in range(first):
-            for name, array in seen[i % len(pattern)].items():
-                watch(f"blocks.{i}.{name}", array[i // len(pattern)])
-    for i, p in enumerate(rest):
-        past = given["blocks"][i] if given["blocks"] is not None else None
-        kind = config.block_types[first + i]
-        x, end = block(kind, p, x, past, scoped(watch, f"blocks.{first + i}"))
-        after["blocks"].append(end)
+    if "groups" in params and x.shape[1] > 1:
+        x, after = _scanned(params, x, config, layers, block, watch)
+    else:
+        blocks = unstack(params) if "groups" in params else params["blocks"]
+        after = []
+        for i, p in enumerate(blocks):
+            past = layers[i] if layers is not None else None
+            x, end = block(config.block_types[i], p, x, past, scoped(watch, f"blocks.{i}"))
+            after.append(end)
     x = rms_norm(x, params["final_norm"], config.norm_eps)
     watch("final_norm", x)
-    return x, after if groups else after["blocks"]
+    return x, after
+
+
+def _scanned(
+    params: dict,
+    x: Array,
+    config: GriffinConfig,
+    layers: list[Layer] | None,
+    block: Callable[..., tuple[Array, Layer]],
+    watch: Watch,
+) -> tuple[Array, list[Layer]]:
+    """One program for a repetition of the pattern, run over all of them, and the blocks after."""
+    pattern = config.block_pattern
+    pasts = None if layers is None else stack(layers, config)
+
+    def repetition(x, inputs):
+        ps, pasts = inputs
+        ends: list = []
+        seen: list[dict] = [{} for _ in pattern]
+        for i, kind in enumerate(pattern):
+            keep = seen[i].__setitem__ if watch is not no_watch else no_watch
+            x, end = block(kind, ps[i], x, pasts[i] if pasts else None, keep)
+            ends.append(end)
+        return x, (ends, seen)
+
+    given = pasts["groups"] if pasts else None
+    x, (groups, seen) = jax.lax.scan(repetition, x, (params["groups"], given))
+    after = unstack({"groups": groups, "blocks": []})
+    for i in range(len(after)):
+        for name, array in seen[i % len(pattern)].items():
+            watch(f"blocks.{i}.{name}", array[i // len(pattern)])
+    for p in params["blocks"]:
+        i = len(after)
+        past = layers[i] if layers is not None else None
+        x, end = block(config.block_types[i], p, x, past, scoped(watch, f"blocks.{i}"))
+        after.append(end)
+    return x, after
 
 
 def residual_block(

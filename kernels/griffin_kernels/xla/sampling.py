@@ -79,7 +79,7 @@ def options_of(sampler: Sampler, vocab_size: int) -> tuple[Steps, Options]:
     )
     return steps, Options(
         temperature=np.float32(s.temperature or 1),
-        top_k=np.int32(min(s.top_k, vocab_size)),
+        top_k=np.int32(min(s.top_k or vocab_size, vocab_size)),
         top_p=np.float32(s.top_p),
         min_p=np.float32(s.min_p),
         repetition=np.float32(s.repetition_penalty),
@@ -173,7 +173,8 @@ def _kept(p: Array, which: Array) -> Array:
 
 def _ordered(z: Array) -> Array:
     """Unsigned numbers in the order of float32 ones."""
-    bits = lax.bitcast_convert_type(z + 0.0, jnp.uint32)  # -0 becomes 0: they are equal
+    zero = jnp.float32(0)  # and -0 are equal
+    bits = lax.bitcast_convert_type(jnp.where(z == 0, zero, z), jnp.uint32)
     sign = bits >> 31
     return jnp.where(sign == 1, ~bits, bits | jnp.uint32(1 << 31))
 

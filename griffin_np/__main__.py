@@ -1,0 +1,5 @@
+"""``python -m griffin_np`` is ``griffin-np``."""
+
+from griffin_np.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,70 @@
+"""Several processes that make the same calls, each with devices of its own (``jax.distributed``)."""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from griffin_kernels.xla.sharding import AXES, make_mesh
+from griffin_np.errors import ConfigError
+
+__all__ = ["common_seed", "join", "parse_mesh"]
+
+
+def parse_mesh(text: str) -> Mesh:
+    """``data=2,model=4`` as a mesh; axes that are not named have one device.
+
+    Raises
+    ------
+    ConfigError
+        If the text is something else, or there are too few devices.
+    """
+    axes = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in AXES or name in axes or not size.isdecimal():
+            raise ConfigError(
+                f"--mesh takes data=N,sequence=N,model=N with one or more of them, got {text!r}"
+            )
+        axes[name] = int(size)
+    return make_mesh(**axes)
+
+
+def join(text: str) -> bool:
+    """Meet the other processes; True in the first one.
+
+    Parameters
+    ----------
+    text : str
+        ``HOST:PORT,COUNT,INDEX``: where process 0 listens, how many there are, and which one this
+        is; or ``auto`` on machines where JAX finds that out by itself.
+
+    Raises
+    ------
+    ConfigError
+        If the text is something else, or the others do not come.
+    """
+    address: str | None = None
+    count = index = None
+    if text != "auto":
+        address, *numbers = text.split(",")
+        if ":" not in address or len(numbers) != 2 or not all(n.isdecimal() for n in numbers):
+            raise ConfigError(f"--distributed takes HOST:PORT,COUNT,INDEX or auto, got {text!r}")
+        count, index = map(int, numbers)
+        if index >= count:
+            raise ConfigError(
+                f"--distributed: of {count} processes the last is {count - 1}, got {index}"
+            )
+    try:
+        jax.distributed.initialize(address, count, index)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"the processes of --distributed {text} did not meet: {reason}") from None
+    return jax.process_index() == 0
+
+
+def common_seed() -> int:
+    """A random seed, the same in every process."""
+    from jax.experimental import multihost_utils
+
+    drawn = np.random.SeedSequence().generate_state(1)
+    return int(multihost_utils.broadcast_one_to_all(drawn)[0])
