@@ -1,5 +1,6 @@
 """The JAX model against the reference, its gradients, and training that can be resumed."""
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +18,7 @@ import griffin_np as gnp  # noqa: E402
 from griffin_conformance.envelope import chain_bound, longest_chain  # noqa: E402
 from griffin_kernels.xla import data, loss, model, scan_xla  # noqa: E402
 from griffin_kernels.xla.train import Trainer, TrainOptions, decay_mask  # noqa: E402
+from griffin_kernels.xla.update import loss_and_gradient  # noqa: E402
 from griffin_np.cli import main  # noqa: E402
 from griffin_np.errors import CheckpointError, ConfigError, TokenizerError, TrainingError  # noqa: E402
 from griffin_np.params import flatten, nest  # noqa: E402
@@ -67,7 +69,9 @@ def test_the_jax_model_agrees_with_the_reference(kind, length, scan, cap, kv_hea
 @pytest.mark.parametrize("scan", sorted(scan_xla.SCANS))
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 33, 5), (3, 16, 9)])
 def test_scans_and_their_gradients_are_those_of_the_loop(shape, scan):
-    run = scan_xla.SCANS[scan]
+    def run(a, x, h):
+        return scan_xla.SCANS[scan](a, x, h)[0]
+
     values = jax.jit(run)
     gradients = jax.jit(jax.grad(lambda a, x, h, w: jnp.sum(run(a, x, h) * w), (0, 1, 2)))
     for seed in range(5):
@@ -152,6 +156,136 @@ def test_gradients_agree_with_finite_differences_of_the_reference():
         found = float(np.sum(np.asarray(gradient[name], np.float64) * direction))
         scale = float(np.linalg.norm(np.asarray(gradient[name])))
         assert abs(found - expected) <= allowed * scale, name
+
+
+def near_one(flat: dict, seed: int) -> dict:
+    """The same weights, the decays of the first block so close to 1 that the clip acts on most."""
+    name = "blocks.0.recurrent.rg_lru.a_param"
+    low = np.random.default_rng(seed).uniform(-20, -16, flat[name].shape)
+    return {**flat, name: low.astype(flat[name].dtype)}
+
+
+def our_gradient(flat: dict, tokens, config) -> dict:
+    """Gradient of the mean loss of whole rows, in float32, by flat name."""
+    documents = [data.Document.of(row) for row in tokens]
+    packed = data.pack(documents, tokens.shape[1])
+    batch = packed.batch(0, len(tokens)).split(1)
+    single = nest({name: jnp.asarray(array, jnp.float32) for name, array in flat.items()})
+    options = TrainOptions(length=tokens.shape[1])
+    _, gradient = jax.jit(partial(loss_and_gradient, config=config, options=options))(
+        single, None, batch
+    )
+    return {k: np.asarray(v, np.float64) for k, v in flatten(gradient).items()}
+
+
+class Linearised:
+    """The multiplier sqrt(u) as a straight line in u: its own value, the clipped slope.
+
+    The clipped gradient is the gradient of no function of the weights. But around given weights it
+    is that of the reference whose multiplier, at every place where it was computed, is replaced by
+    this line through its value there.
+    """
+
+    def __init__(self, clip: float):
+        self.clip, self.points, self.calls = clip, [], None
+
+    def __call__(self, log_a):
+        u = -np.expm1(2 * log_a)
+        if self.calls is None:
+            self.points.append(u)
+            return np.sqrt(u)
+        at = self.points[self.calls % len(self.points)]
+        self.calls += 1
+        return np.sqrt(at) + np.minimum(0.5 / np.sqrt(at), self.clip) * (u - at)
+
+
+def test_where_the_clip_acts_gradients_are_those_of_the_clipped_formula(monkeypatch):
+    """Finite differences in float64 of the reference with :class:`Linearised` roots."""
+    from griffin_np import rg_lru
+    from griffin_np.model import NumPyModel
+
+    config = SMALL.replace(depth=3, vocab_size=20)
+    flat = near_one(flatten(random_parameters(config, 5, "float64")), 0)
+    tokens = tokens_for(config, (2, 12), 0)
+    gradient = our_gradient(flat, tokens, config)
+    allowed = chain_bound(3 * longest_chain(config, 12), "float32")
+    through_the_root = ("w_a", "b_a", "a_param")
+
+    def differences(clip: float) -> dict:
+        """Deviation of our gradient along random directions, over what rounding explains."""
+        roots = Linearised(clip)
+        monkeypatch.setattr(rg_lru, "multiplier", roots)
+        NumPyModel(config, nest(flat), "x").loss(tokens, tokens)
+        roots.calls = 0
+        if clip < np.inf:
+            first_of_two = roots.points[::2]
+            acts = np.mean([(u < 2.5e-7).mean() for u in first_of_two])
+            assert 0.5 < acts < 1, "the clip acts on most places of the first block, not on all"
+        rng, ratios = np.random.default_rng(1), {}
+        h = np.finfo(float).eps ** (1 / 5)  # for a formula of fourth order
+        for name, array in flat.items():
+            direction = rng.standard_normal(array.shape)
+            direction /= np.linalg.norm(direction)
+
+            def at(size, name=name, array=array, direction=direction):
+                changed = nest({**flat, name: array + size * direction})
+                return NumPyModel(config, changed, "x").loss(tokens, tokens)
+
+            expected = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+            error = abs(float(np.sum(gradient[name] * direction)) - expected)
+            ratios[name] = error / (allowed * float(np.linalg.norm(gradient[name])))
+        return ratios
+
+    clipped, free = differences(1000.0), differences(np.inf)
+    assert max(clipped.values()) <= 1, clipped
+    first = [f"blocks.0.recurrent.rg_lru.{name}" for name in through_the_root]
+    assert min(free[name] for name in first) > 1, "without the clip the gradient is another one"
+
+
+@pytest.fixture(scope="module")
+def in_double():
+    """transformers, which computes in float64 as long as this lasts."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from griffin_conformance.backends import transformers
+
+    scan = transformers.theirs.RecurrentGemmaRglru._rnn_scan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "float", torch.float64)
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        patch.setattr(scan, "__defaults__", (torch.float64,))
+        yield transformers
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("clip_acts", [False, True])
+def test_gradients_agree_with_transformers(in_double, clip_acts):
+    """Its automatic differentiation in float64, its own clip included, array by array."""
+    from griffin_np.checkpoints.hf_names import tensor_names
+
+    torch = in_double.torch
+    config = SMALL.replace(depth=3, vocab_size=20, lru_width=24)
+    for seed in range(3):
+        flat = flatten(random_parameters(config, seed, "float32"))
+        if clip_acts:
+            flat = near_one(flat, seed)
+        # Id 0 is padding to transformers, whose gradient it leaves out.
+        tokens = np.maximum(tokens_for(config, (2, config.window), seed), 1)
+        peer = in_double.build(config, flat).double()
+        peer.tie_weights()
+        assert peer.lm_head.weight is peer.model.embed_tokens.weight
+        ids = torch.tensor(tokens)
+        logits = peer(ids, use_cache=False).logits[:, :-1]
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+        theirs = {name: weight.grad.numpy() for name, weight in peer.named_parameters()}
+        found = our_gradient(flat, tokens, config)
+        allowed = chain_bound(3 * longest_chain(config, config.window), "float32")
+        for name, (their_name, load, _) in tensor_names(config).items():
+            expected = load(theirs[their_name])
+            assert expected.dtype == np.float64
+            error = np.linalg.norm(found[name] - expected)
+            assert error <= allowed * np.linalg.norm(expected), name
 
 
 def test_the_square_roots_derivative_is_clipped():
@@ -287,14 +421,15 @@ def test_a_run_with_other_settings_is_not_resumed(tmp_path):
 def test_training_learns_and_reports(tmp_path):
     options = TrainOptions(steps=60, batch_size=4, length=64, warmup=5, learning_rate=1e-2)
     trainer = Trainer(TINY, options, TEXTS)
-    before, count = trainer.evaluate(data.pack(TEXTS, 64))
+    before = trainer.evaluate(data.pack(TEXTS, 64))
     sink = _Sink()
-    bits = trainer.run(TEXTS, 1000, log=sink, log_every=20, evaluate_every=30)
-    after, _ = trainer.evaluate(data.pack(TEXTS, 64))
-    assert count == sum(len(t) - 1 for t in TEXTS)
-    assert after < 0.5 * before
-    # Two quotients, here and there.
-    assert_close(bits, after / np.log(2) / 1000, "float64", chain=4)
+    result = trainer.run(TEXTS, 1000, log=sink, log_every=20, evaluate_every=30)
+    after = trainer.evaluate(data.pack(TEXTS, 64))
+    assert before.tokens == after.tokens == sum(len(t) - 1 for t in TEXTS)
+    assert after.loss < 0.5 * before.loss
+    # Two quotients, here and there; an exponential counts two.
+    assert_close(result.bits_per_byte, after.nats / np.log(2) / 1000, "float64", chain=4)
+    assert_close(result.perplexity, np.exp(after.nats / after.tokens), "float64", chain=6)
     lines = "".join(sink.lines).splitlines()
     assert [line.split()[1] for line in lines] == ["20/60", "40/60", "60/60"]
     assert "held-out" in lines[-1]
@@ -307,6 +442,7 @@ def test_training_learns_and_reports(tmp_path):
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"length": 1}, "length must be at least 2 tokens, got 1"),
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
         ({"warmup": 2000}, r"warmup must be in \[0, steps=1000\], got 2000"),
     ],
 )

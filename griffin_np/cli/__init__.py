@@ -24,7 +24,7 @@ VERBS = {
     "perplexity": "how well a model predicts a text",
     "compare": "how far two models, or dtypes, are apart on a text",
     "bench": "measure the speed of a model on this machine",
-    "train": "train a model from scratch on text files",
+    "train": "train a model, from scratch or from a checkpoint",
     "conformance": "tell whether an implementation is right",
 }
 

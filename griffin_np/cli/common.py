@@ -34,22 +34,24 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--backend", default=env("GRIFFIN_NP_BACKEND"),
                        help="engine: numba (default), numpy or jax")  # fmt: skip
     group.add_argument("--dtype", default=env("GRIFFIN_NP_DTYPE"),
-                       help="float32; numpy: float64; jax: bfloat16; numba: bfloat16, int8, int4")  # fmt: skip
+                       help="float32, bfloat16; numpy: float64; numba: int8, int4")  # fmt: skip
     group.add_argument("--window", type=int, metavar="W",
                        help="past positions that attention sees (default: as trained)")  # fmt: skip
-    add_mesh_options(parser)
+    add_mesh_options(parser).add_argument(
+        "--scan", help="of the recurrence: sequential, associative or pallas"
+    )
     group.add_argument("-t", "--threads", type=int, metavar="N", default=env("GRIFFIN_NP_THREADS"),
                        help="threads (default: one for each physical core)")  # fmt: skip
 
 
-def add_mesh_options(parser: argparse.ArgumentParser) -> None:
-    """``--mesh``, ``--distributed``, ``--scan``."""
+def add_mesh_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """``--mesh`` and ``--distributed``."""
     group = parser.add_argument_group("many devices (with --backend jax, or training)")
     group.add_argument("--mesh", metavar="AXES",
-                       help="data=N,sequence=N,model=N: devices that share rows, tokens, heads")  # fmt: skip
+                       help="data=N,sequence=N,model=N share rows, tokens, heads")  # fmt: skip
     group.add_argument("--distributed", metavar="HOST:PORT,COUNT,INDEX",
-                       help="this is process INDEX of COUNT, which meet there; auto on a TPU pod")  # fmt: skip
-    group.add_argument("--scan", help="of the recurrence: sequential, associative or pallas")
+                       help="process INDEX of COUNT, which meet there; or auto")  # fmt: skip
+    return group
 
 
 def mesh_options(args: argparse.Namespace) -> dict:
@@ -58,7 +60,8 @@ def mesh_options(args: argparse.Namespace) -> dict:
     Only the first process goes on writing to standard output. A seed that was not given is the
     first process's.
     """
-    options = {} if args.scan is None else {"scan": args.scan}
+    scan = getattr(args, "scan", None)
+    options: dict = {} if scan is None else {"scan": scan}
     if args.mesh is None and args.distributed is None:
         return options
     try:

@@ -26,7 +26,13 @@ def row(array, dtype=jnp.float32):
 
 
 class JaxBackend(Backend):
-    """``griffin_kernels.xla`` in float32. Operations run as the engine runs them, as one batch."""
+    """``griffin_kernels.xla`` in float32. Operations run as the engine runs them, as one batch.
+
+    Attributes
+    ----------
+    scans : {"sequential", "associative", "pallas"}
+        Which scan single operations use; the last is interpreted where there is no TPU.
+    """
 
     name = "jax"
     dtypes = ("float32",)
@@ -72,7 +78,7 @@ class JaxBackend(Backend):
         return recurrent.decay(single(r), single(a_param))
 
     def scan(self, a, x, h):
-        return scan_xla.SCANS[self.scans](row(a), row(x), row(h))[0]
+        return _scan(row(a), row(x), row(h), self.scans)[0]
 
     def rg_lru(self, x, p, positions, h):
         p = {name: single(array) for name, array in p.items()}
@@ -98,6 +104,11 @@ def _block(p, x, at, kind, config):
         turn = rope.rotation(at, config.rope_base, config.rotary_dim)
     with jax.default_matmul_precision("highest"):
         return model.residual_block(p, x, None, at, turn, kind, config)[0]
+
+
+@partial(jax.jit, static_argnames="scan")
+def _scan(a, x, h, scan):
+    return scan_xla.SCANS[scan](a, x, h)[0]
 
 
 @partial(jax.jit, static_argnames="scan")

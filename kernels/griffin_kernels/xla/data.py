@@ -5,13 +5,15 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from griffin_np.errors import TokenizerError
 from griffin_np.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
 
-__all__ = ["Batch", "Packed", "batches", "pack", "read_documents", "train_tokenizer"]
+__all__ = ["Batch", "Document", "Packed", "batches", "pack", "read_documents", "train_tokenizer"]
 
 SEPARATOR = "<|endoftext|>"
 OPEN_ROWS = 128
@@ -86,11 +88,33 @@ def train_tokenizer(
 
 
 @dataclass(frozen=True)
-class Batch:
+class Document:
+    """Token ids (n,) of a document, and which of them are to be predicted (n,).
+
+    What stands before a document's first token is nothing, so that one is never predicted.
+    """
+
+    ids: NDArray[np.int32]
+    learn: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, ids: "ArrayLike | Document", learn: ArrayLike | None = None) -> "Document":
+        """A document as it is, or one of plain ids; all is predicted unless ``learn`` is given."""
+        if isinstance(ids, Document):
+            return ids
+        ids = np.asarray(ids, np.int32)
+        return cls(ids, np.ones(ids.shape, bool) if learn is None else np.asarray(learn, bool))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Batch(NamedTuple):
     """Rows of packed documents, each of shape (B, T).
 
     ``positions`` is 0 at the first token of a document and -1 in the tail of a row; ``labels`` is
-    the next token of the same document, and ``weights`` 1 where there is one, else 0.
+    the next token of the same document, and ``weights`` 1 where there is one to be predicted,
+    else 0.
     """
 
     tokens: np.ndarray
@@ -98,44 +122,54 @@ class Batch:
     labels: np.ndarray
     weights: np.ndarray
 
+    def split(self, parts: int) -> "Batch":
+        """The same rows as ``parts`` smaller batches: arrays of shape (parts, B / parts, T)."""
+        return Batch(*(z.reshape(parts, -1, z.shape[-1]) for z in self))
+
 
 @dataclass(frozen=True)
 class Packed:
-    """Packed rows: ``tokens`` and ``positions`` of shape (rows, T), int32."""
+    """Packed rows (rows, T): ``tokens`` and ``positions``, int32, and ``learn``, bool."""
 
     tokens: np.ndarray
     positions: np.ndarray
+    learn: np.ndarray
 
     def batch(self, start: int, size: int) -> Batch:
         """Rows ``start`` to ``start + size``; missing ones are all padding."""
         rows, length = self.tokens.shape
+        stop = min(start + size, rows)
         tokens = np.zeros((size, length), np.int32)
         positions = np.full((size, length), -1, np.int32)
-        stop = min(start + size, rows)
         tokens[: stop - start] = self.tokens[start:stop]
         positions[: stop - start] = self.positions[start:stop]
         labels = np.zeros_like(tokens)
         labels[:, :-1] = tokens[:, 1:]
         weights = np.zeros(tokens.shape, np.float32)
-        weights[:, :-1] = positions[:, 1:] > 0
+        weights[: stop - start, :-1] = self.learn[start:stop, 1:]
+        weights[:, :-1] *= positions[:, 1:] > 0
         return Batch(tokens, positions, labels, weights)
 
 
 def pack(
-    documents: Sequence[Sequence[int]], length: int, order: np.ndarray | None = None
+    documents: Sequence[ArrayLike | Document], length: int, order: np.ndarray | None = None
 ) -> Packed:
     """Fill rows of ``length`` tokens with whole documents: best fit among the latest open rows.
 
     A document longer than a row is cut into pieces that start at position 0 like documents of
     their own, each repeating the last token of the piece before, so that every token is predicted
-    once. Deterministic in ``documents`` and ``order``.
+    once; a piece in which nothing is to be predicted is left out. Deterministic in ``documents``
+    and ``order``.
     """
+    given = [Document.of(document) for document in documents]
     rows: list[list[tuple[int, int, int]]] = []
     room: dict[int, int] = {}  # free tokens of each open row, oldest first
-    for index in range(len(documents)) if order is None else order.tolist():
-        size = len(documents[index])
-        for start in range(0, max(size - 1, 1), length - 1):
+    for index in range(len(given)) if order is None else order.tolist():
+        size = len(given[index])
+        for start in range(0, size - 1, length - 1):
             piece = min(length, size - start)
+            if not given[index].learn[start + 1 : start + piece].any():
+                continue
             row = min((r for r in room if room[r] >= piece), key=lambda r: room[r], default=None)
             if row is None:
                 row = len(rows)
@@ -147,29 +181,37 @@ def pack(
             room[row] -= piece
     tokens = np.zeros((len(rows), length), np.int32)
     positions = np.full((len(rows), length), -1, np.int32)
+    learn = np.zeros((len(rows), length), bool)
     for r, pieces in enumerate(rows):
         column = 0
         for index, start, size in pieces:
-            tokens[r, column : column + size] = documents[index][start : start + size]
-            positions[r, column : column + size] = np.arange(size)
+            where, which = slice(column, column + size), slice(start, start + size)
+            tokens[r, where] = given[index].ids[which]
+            positions[r, where] = np.arange(size)
+            learn[r, where] = given[index].learn[which]
             column += size
-    return Packed(tokens, positions)
+    return Packed(tokens, positions, learn)
 
 
 def batches(
-    documents: Sequence[Sequence[int]], length: int, batch_size: int, seed: int, skip: int = 0
+    documents: Sequence[ArrayLike | Document],
+    length: int,
+    batch_size: int,
+    seed: int,
+    skip: int = 0,
 ) -> Iterator[Batch]:
     """Batches for ever: every epoch packs the documents in a new order.
 
     The sequence of batches depends on the arguments alone; ``skip`` leaves out the first ones
     without making them, which is how a resumed run finds its place.
     """
+    given = [Document.of(document) for document in documents]
     epoch = 0
     while True:
-        order = np.random.default_rng([seed, epoch]).permutation(len(documents))
-        packed = pack(documents, length, order)
+        order = np.random.default_rng([seed, epoch]).permutation(len(given))
+        packed = pack(given, length, order)
         rows = np.random.default_rng([seed, epoch, 1]).permutation(len(packed.tokens))
-        packed = Packed(packed.tokens[rows], packed.positions[rows])
+        packed = Packed(packed.tokens[rows], packed.positions[rows], packed.learn[rows])
         count = max(len(packed.tokens) // batch_size, 1)
         for i in range(min(skip, count), count):
             yield packed.batch(i * batch_size, batch_size)

@@ -1,13 +1,19 @@
-"""Several processes that make the same calls, each with devices of its own (``jax.distributed``)."""
+"""Processes that make the same calls, each with devices of its own (``jax.distributed``)."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from griffin_kernels.xla.sharding import AXES, make_mesh
 from griffin_np.errors import ConfigError
 
-__all__ = ["common_seed", "join", "parse_mesh"]
+__all__ = ["common_seed", "first_process", "first_process_first", "join", "parse_mesh"]
 
 
 def parse_mesh(text: str) -> Mesh:
@@ -26,7 +32,7 @@ def parse_mesh(text: str) -> Mesh:
                 f"--mesh takes data=N,sequence=N,model=N with one or more of them, got {text!r}"
             )
         axes[name] = int(size)
-    return make_mesh(**axes)
+    return make_mesh(axes.get("data", 1), axes.get("sequence", 1), axes.get("model", 1))
 
 
 def join(text: str) -> bool:
@@ -55,16 +61,44 @@ def join(text: str) -> bool:
                 f"--distributed: of {count} processes the last is {count - 1}, got {index}"
             )
     try:
-        jax.distributed.initialize(address, count, index)
+        with _stdout_to_stderr():
+            jax.distributed.initialize(address, count, index)
+            jax.devices()  # where the processes really meet
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"the processes of --distributed {text} did not meet: {reason}") from None
     return jax.process_index() == 0
 
 
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Libraries below JAX report to standard output, which belongs to the text."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def common_seed() -> int:
     """A random seed, the same in every process."""
-    from jax.experimental import multihost_utils
-
     drawn = np.random.SeedSequence().generate_state(1)
     return int(multihost_utils.broadcast_one_to_all(drawn)[0])
+
+
+def first_process() -> bool:
+    """Whether this is the process that writes."""
+    return jax.process_index() == 0
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """The others wait until the first process has done what is inside, and then do it."""
+    if not first_process():
+        multihost_utils.sync_global_devices("the first process is done")
+    yield
+    if first_process():
+        multihost_utils.sync_global_devices("the first process is done")

@@ -10,7 +10,6 @@ compiled program changes it in place.
 """
 
 from collections import OrderedDict
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -27,8 +26,8 @@ from griffin_kernels.xla.generate import DeviceRun, decode
 from griffin_kernels.xla.layers import no_watch, real_tokens
 from griffin_kernels.xla.model import embed, head, residual_blocks, stack, unstack
 from griffin_kernels.xla.sampling import Options, Steps
-from griffin_kernels.xla.scan_xla import SCANS
-from griffin_kernels.xla.sharding import constrain_tree, fetch, place, shardings
+from griffin_kernels.xla.scan_xla import FASTEST, SCANS
+from griffin_kernels.xla.sharding import constrain_tree, fetch, on_mesh, place, shardings
 from griffin_np.base import Model
 from griffin_np.config import GriffinConfig
 from griffin_np.errors import ConfigError
@@ -41,7 +40,6 @@ from griffin_np.state import State
 __all__ = ["JaxModel", "Layout"]
 
 DTYPES = ("float32", "bfloat16")
-FASTEST_SCAN = {"tpu": "pallas", "gpu": "associative", "cpu": "sequential"}
 
 
 class JaxModel(Model):
@@ -90,7 +88,7 @@ class JaxModel(Model):
         if dtype not in DTYPES:
             raise ConfigError(f"the jax backend computes in {' or '.join(DTYPES)}, got {dtype}")
         platform = (mesh.devices.flat[0] if mesh else jax.devices()[0]).platform
-        scan = scan or FASTEST_SCAN.get(platform, "associative")
+        scan = scan or FASTEST.get(platform, "associative")
         if scan not in SCANS:
             raise ConfigError(f"no scan {scan!r}; choose one of {', '.join(SCANS)}")
         super().__init__(config, dtype, fingerprint or identify(params, config))
@@ -145,7 +143,7 @@ class JaxModel(Model):
         layout = Layout(positions, self._axis("data"), self._axis("sequence"))
         steps = layout.gather(positions, -1)
         kind = np.int32 if inputs.ndim == 2 else jnp.dtype(self.dtype)
-        with self._on_mesh():
+        with on_mesh(self.mesh):
             values, after, watched = _read(
                 self._params,
                 self._put(layout.gather(inputs, 0).astype(kind), "data"),
@@ -194,7 +192,7 @@ class JaxModel(Model):
             widths = ((0, rows - B),) + ((0, 0),) * (array.ndim - 1)
             return self._put(np.pad(array, widths, constant_values=fill), "data")
 
-        with self._on_mesh():
+        with on_mesh(self.mesh):
             found = decode(
                 self._params,
                 self._layers(state, rows, keep=False),
@@ -219,9 +217,6 @@ class JaxModel(Model):
 
     def _axis(self, name: str) -> int:
         return self.mesh.shape[name] if self.mesh is not None else 1
-
-    def _on_mesh(self):
-        return jax.set_mesh(self.mesh) if self.mesh is not None else nullcontext()
 
     @property
     def _spans_processes(self) -> bool:

@@ -1,5 +1,8 @@
 """The recurrent block in JAX: convolution, gates, and the RG-LRU over a scan of ``scan_xla``.
 
+Weights and activations may be bfloat16. Sums are taken in float32 and rounded once, and all of the
+recurrence, from the gates to the state, is float32.
+
 Rows are texts whose tokens stand on the left; ``positions`` (B, T) count within documents, 0 starts
 one, and the tail of a row is padding, -1.
 
@@ -8,7 +11,8 @@ Shapes: B rows, T tokens, D width, R lru_width, H heads, G = R / H, K conv width
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
+from jax.sharding import PartitionSpec as P
 
 from griffin_kernels.xla.layers import (
     Layer,
@@ -20,12 +24,11 @@ from griffin_kernels.xla.layers import (
     real_tokens,
     scoped,
 )
+from griffin_kernels.xla.rg_lru_pallas import MAX_SQRT_GRADIENT, RG_LRU_C, fused_rg_lru
 from griffin_kernels.xla.scan_xla import SCANS
+from griffin_kernels.xla.sharding import by_hand, cut, from_owner, halo, owner
 
-__all__ = ["causal_conv", "decay", "gate", "recurrent_block", "rg_lru", "sqrt_clipped"]
-
-RG_LRU_C = 8.0
-MAX_SQRT_GRADIENT = 1000.0
+__all__ = ["causal_conv", "decay", "gate", "recurrent_block", "remember", "rg_lru", "sqrt_clipped"]
 
 
 def recurrent_block(
@@ -37,12 +40,93 @@ def recurrent_block(
     watch: Watch = no_watch,
 ) -> tuple[Array, Layer]:
     """Recurrent block (Griffin 2.3, figure 2c); ``past`` and what it returns: conv and rg_lru."""
-    inputs, h = (past["conv"], past["rg_lru"]) if past is not None else (None, None)
     y = gelu(linear(p["linear_y"], x))
-    u, inputs = causal_conv(p["conv"], linear(p["linear_x"], x), positions, inputs)
+    z, after = remember(p, linear(p["linear_x"], x), positions, past, scan, watch)
+    return linear(p["linear_out"], y * z), after
+
+
+def remember(
+    p: dict,
+    x: Array,
+    positions: Array,
+    past: Layer | None,
+    scan: str,
+    watch: Watch = no_watch,
+) -> tuple[Array, Layer]:
+    """Convolution and RG-LRU over a text, on however many devices.
+
+    Heads are cut along ``model``, tokens along ``sequence``. The recurrence is linear in the state
+    that it starts from: each device runs its part of the text from 0, learns where the parts before
+    it ended and how much of a state they leave, and runs its part again from the right state.
+    What a device computes of its own part is not reported to ``watch``.
+
+    Parameters
+    ----------
+    p : dict
+        ``conv`` and ``rg_lru``.
+    x : Array of shape (B, T, R)
+    positions : Array of shape (B, T)
+    past : dict, optional
+        ``conv`` (B, K - 1, R) and ``rg_lru`` (B, R).
+
+    Returns
+    -------
+    y : Array of shape (B, T, R)
+    past : dict
+    """
+    B, T, R = x.shape
+    p = {name: p[name] for name in ("conv", "rg_lru")}
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return _remember(p, x, positions, past, scan, watch)
+
+    H, parts = p["rg_lru"]["w_a"].shape[0], mesh.shape["sequence"]
+    rows, text, heads = cut("data", B), cut("sequence", T), cut("model", H)
+    if past is None:
+        back = p["conv"]["weight"].shape[0] - 1
+        past = {"conv": jnp.zeros((B, back, R), x.dtype), "rg_lru": jnp.zeros((B, R), jnp.float32)}
+
+    def part(p, x, positions, past):
+        if not text:
+            return _remember(p, x, positions, past, scan)
+        conv = halo(x, past["conv"])
+        alone = {"conv": conv, "rg_lru": jnp.zeros_like(past["rg_lru"])}
+        _, end = _remember(p, x, positions, alone, scan)
+        kept = _kept(p, x, positions, conv)
+        ends, shares = (lax.all_gather(z, "sequence") for z in (end["rg_lru"], kept))
+        starts = [past["rg_lru"]]
+        for i in range(parts - 1):
+            # What is not finite is forgotten too.
+            starts.append(jnp.where(shares[i] == 0, 0, shares[i] * starts[i]) + ends[i])
+        h = jnp.stack(starts)[lax.axis_index("sequence")]
+        y, after = _remember(p, x, positions, {"conv": conv, "rg_lru": h}, scan)
+        return y, from_owner(after, owner(positions))
+
+    weights = {
+        "conv": {"weight": P(None, heads), "bias": P(heads)},
+        "rg_lru": {name: P(heads) for name in p["rg_lru"]},
+    }
+    state = {"conv": P(rows, None, heads), "rg_lru": P(rows, heads)}
+    inputs = P(rows, text, heads)
+    run = by_hand(part, (weights, inputs, P(rows, text), state), (inputs, state))
+    return run(p, x, positions, past)
+
+
+def _remember(p, x, positions, past, scan, watch=no_watch):
+    inputs, h = (past["conv"], past["rg_lru"]) if past is not None else (None, None)
+    u, inputs = causal_conv(p["conv"], x, positions, inputs)
     watch("conv", u)
-    z, h = rg_lru(p["rg_lru"], u, positions, h, scan, scoped(watch, "rg_lru"))
-    return linear(p["linear_out"], y * z), {"conv": inputs, "rg_lru": h}
+    y, h = rg_lru(p["rg_lru"], u, positions, h, scan, scoped(watch, "rg_lru"))
+    return y, {"conv": inputs, "rg_lru": h}
+
+
+def _kept(p, x, positions, conv):
+    """How much of the state before a text is left after it, (B, R): the product of all a."""
+    u, _ = causal_conv(p["conv"], x, positions, conv)
+    r = gate(u, p["rg_lru"]["w_a"], p["rg_lru"]["b_a"])
+    log_a = -RG_LRU_C * r * jax.nn.softplus(p["rg_lru"]["a_param"].astype(jnp.float32))
+    product = jnp.exp(jnp.sum(jnp.where((positions >= 0)[..., None], log_a, 0), axis=1))
+    return jnp.where(jnp.any(positions == 0, axis=1)[:, None], 0, product)
 
 
 def causal_conv(
@@ -66,12 +150,12 @@ def causal_conv(
         The inputs before the token after each row's last; 0 before its document's start.
     """
     B, T, R = x.shape
-    taps = p["weight"][::-1]
+    taps = p["weight"][::-1].astype(jnp.float32)
     back = taps.shape[0] - 1
     if past is None:
         past = jnp.zeros((B, back, R), x.dtype)
     inputs = jnp.concatenate([past, x], axis=1)
-    y = x * taps[0] + p["bias"]
+    y = x * taps[0] + p["bias"].astype(jnp.float32)
     for s in range(1, back + 1):
         shifted = inputs[:, back - s : back - s + T]
         y = y + jnp.where((positions >= s)[..., None], shifted, 0) * taps[s]
@@ -80,13 +164,21 @@ def causal_conv(
     index = real_tokens(positions)[:, None] + kept
     inside = back - 1 - kept <= last_positions(positions)[:, None]
     after = inputs[jnp.arange(B)[:, None], index]
-    return y, jnp.where(inside[..., None], after, 0)
+    return y.astype(x.dtype), jnp.where(inside[..., None], after, 0)
 
 
 def gate(x: Array, w: Array, b: Array) -> Array:
     """Equation (1) or (2), float32: x (..., R), one (G, G) block of w (H, G, G) for each head."""
+    return jax.nn.sigmoid(preactivation(x, w, b))
+
+
+def preactivation(x: Array, w: Array, b: Array) -> Array:
+    """What the sigmoid of :func:`gate` is taken of, (..., R), float32."""
+    # XLA has no batched product of bfloat16 with a float32 result on CPUs. Elsewhere this is one:
+    # of numbers that were bfloat16, a product of float32 at the default precision loses nothing.
+    x, w, b = (z.astype(jnp.float32) for z in (x, w, b))
     z = jnp.einsum("...hi,hij->...hj", x.reshape(*x.shape[:-1], *b.shape), w) + b
-    return jax.nn.sigmoid(z.astype(jnp.float32)).reshape(x.shape)
+    return z.reshape(x.shape)
 
 
 def decay(r: Array, a_param: Array) -> tuple[Array, Array]:
@@ -116,7 +208,8 @@ def rg_lru(
     positions : Array of shape (B, T)
     h : Array of shape (B, R), float32, optional
         State before the first token.
-    scan : {"sequential", "associative"}
+    scan : {"sequential", "associative", "pallas"}
+        The last computes the gates' nonlinearities in the same kernel (:mod:`rg_lru_pallas`).
 
     Returns
     -------
@@ -125,21 +218,27 @@ def rg_lru(
     h : Array of shape (B, R), float32
         The state after each row's last token.
     """
-    r, i = gate(x, p["w_a"], p["b_a"]), gate(x, p["w_x"], p["b_x"])
-    a, multiplier = decay(r, p["a_param"])
-    starts = (positions == 0)[..., None]
-    real = (positions >= 0)[..., None]
-    # A document's first token forgets the state and enters with multiplier 1; padding keeps it.
-    a = jnp.where(starts, 0.0, jnp.where(real, a, 1.0))
-    gated = jnp.where(real, jnp.where(starts, 1.0, multiplier) * i * x, 0.0)
     if h is None:
         h = jnp.zeros((x.shape[0], x.shape[2]), jnp.float32)
+    z_r, z_i = preactivation(x, p["w_a"], p["b_a"]), preactivation(x, p["w_x"], p["b_x"])
+    if x.shape[1] == 1:
+        scan = "sequential"  # one step has nothing to scan
+    fused = scan == "pallas"
+    starts, real = positions == 0, (positions >= 0)[..., None]
+    if not fused or watch is not no_watch:
+        r, i = jax.nn.sigmoid(z_r), jax.nn.sigmoid(z_i)
+        a, multiplier = decay(r, p["a_param"])
+        # A document's first token forgets the state and enters with multiplier 1; padding keeps it.
+        a = jnp.where(starts[..., None], 0.0, jnp.where(real, a, 1.0))
+    if fused:
+        y, last = fused_rg_lru(z_r, z_i, x, p["a_param"], positions, h)
     else:
-        h = jnp.where(starts[:, 0], 0.0, h)  # 0 * h would not forget what is not finite
-    states = SCANS[scan](a, gated, h)
-    for name, array in (("r", r), ("i", i), ("a", a), ("h", states)):
-        watch(name, array)
-    return states.astype(x.dtype), states[:, -1]
+        multiplier = jnp.where(starts[..., None], 1.0, multiplier)
+        y, last = SCANS[scan](a, jnp.where(real, multiplier * i * x, 0.0), h, starts)
+    if watch is not no_watch:
+        for name, array in (("r", r), ("i", i), ("a", a), ("h", y)):
+            watch(name, array)
+    return y.astype(x.dtype), last
 
 
 @jax.custom_vjp

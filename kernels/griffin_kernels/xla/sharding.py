@@ -15,6 +15,7 @@ Shapes: B rows, T tokens.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -38,6 +39,7 @@ __all__ = [
     "from_owner",
     "halo",
     "make_mesh",
+    "on_mesh",
     "owner",
     "partitions",
     "place",
@@ -170,10 +172,17 @@ def shardings(tree: Any, mesh: Mesh, *, spread: bool = False) -> Any:
     return jax.tree.map(lambda p: NamedSharding(mesh, p), cuts, is_leaf=lambda p: isinstance(p, P))
 
 
-def constrain_tree(tree: Any) -> Any:
-    """Keep results cut as :data:`RULES` say; nothing without a mesh."""
+def constrain_tree(tree: Any, *, spread: bool = False) -> Any:
+    """Keep results cut as :func:`partitions` says; nothing without a mesh."""
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    return lax.with_sharding_constraint(tree, partitions(tree, sizes)) if sizes else tree
+    if not sizes:
+        return tree
+    return lax.with_sharding_constraint(tree, partitions(tree, sizes, spread=spread))
+
+
+def on_mesh(mesh: Mesh | None) -> AbstractContextManager:
+    """Where programs for a mesh are traced and called; None is one device."""
+    return jax.set_mesh(mesh) if mesh is not None else nullcontext()
 
 
 def place(tree: Any, where: Any) -> Any:
