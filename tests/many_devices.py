@@ -51,6 +51,9 @@ def trained(config, params, mesh, **options) -> dict[str, np.ndarray]:
 def main(out: str, *cases: str) -> None:
     """Each case: ``data,sequence,model,scan,stacked``."""
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    # Devices that wait for each other need a thread each, however few cores there are.
+    os.environ["NPROC"] = "16"
+    os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
     from support import SHARDED, random_parameters
 
     from griffin_kernels.xla.engine import JaxModel

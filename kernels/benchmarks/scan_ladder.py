@@ -75,7 +75,7 @@ def in_jax():
     compiled = jax.jit(associative_scan)
 
     def run(a, x, h, y):
-        return compiled(a[None], x[None], h[None]).block_until_ready()[0]
+        return jax.block_until_ready(compiled(a[None], x[None], h[None]))[0][0]
 
     return run
 

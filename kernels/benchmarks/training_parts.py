@@ -44,7 +44,7 @@ def main() -> None:
     h0 = jnp.zeros((B, R), jnp.float32)
 
     def gradient(scan):
-        return jax.jit(jax.grad(lambda *z: jnp.sum(scan(*z) ** 2), (0, 1, 2)))
+        return jax.jit(jax.grad(lambda *z: jnp.sum(scan(*z)[0] ** 2), (0, 1, 2)))
 
     compare(
         "scan (8, 512, 192), gradient",

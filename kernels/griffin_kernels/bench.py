@@ -187,9 +187,7 @@ def _write(model: Model, n: int, state: State, rng: np.random.Generator) -> floa
     """Seconds to generate n tokens, after one that is given: n steps of one token each."""
     first = rng.integers(model.config.vocab_size, size=(state.batch, 1)).tolist()
     seed = int(rng.integers(2**32))
-    run = Run(
-        model, first, max_tokens=n, seed=seed, ignore_eos=True, state=state, sampler=Varied()
-    )
+    run = Run(model, first, max_tokens=n, seed=seed, ignore_eos=True, state=state, sampler=Varied())
     began = time.perf_counter()
     for _ in run.steps():
         pass

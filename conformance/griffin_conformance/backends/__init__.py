@@ -22,11 +22,18 @@ ADAPTERS = {
     "numpy": "griffin_conformance.backends.reference:NumPyBackend",
     "numba": "griffin_conformance.backends.cpu:NumbaBackend",
     "jax": "griffin_conformance.backends.xla:JaxBackend",
+    "jax-associative": "griffin_conformance.backends.xla:JaxAssociative",
+    "jax-pallas": "griffin_conformance.backends.xla:JaxPallas",
     "transformers": "griffin_conformance.backends.transformers:TransformersBackend",
 }
 """Adapters by name."""
 
-EXTRAS = {"jax": "jax", "transformers": "peers"}
+EXTRAS = {
+    "jax": "jax",
+    "jax-associative": "jax",
+    "jax-pallas": "jax",
+    "transformers": "peers",
+}
 """The extra that an adapter needs."""
 
 

@@ -1,5 +1,6 @@
 """Processes that make the same calls, each with devices of its own (``jax.distributed``)."""
 
+import ctypes
 import os
 import sys
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ def join(text: str) -> bool:
     try:
         with _stdout_to_stderr():
             jax.distributed.initialize(address, count, index)
-            jax.devices()  # where the processes really meet
+            multihost_utils.sync_global_devices("here")  # only now do they really meet
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"the processes of --distributed {text} did not meet: {reason}") from None
@@ -79,6 +80,8 @@ def _stdout_to_stderr() -> Iterator[None]:
     try:
         yield
     finally:
+        if os.name == "posix":
+            ctypes.CDLL(None).fflush(None)  # what they wrote may still be in C's buffer
         os.dup2(kept, 1)
         os.close(kept)
 
