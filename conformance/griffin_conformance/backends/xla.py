@@ -4,7 +4,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from griffin_conformance.backends import Backend, versions_of
 from griffin_kernels.xla import attention, layers, model, recurrent, rope, scan_xla
