@@ -94,7 +94,7 @@ class State:
             })
             for kind in config.block_types
         )  # fmt: skip
-        return cls(layers, np.zeros(batch, np.int64), config, fingerprint)
+        return State(layers, np.zeros(batch, np.int64), config, fingerprint)
 
     @property
     def batch(self) -> int:

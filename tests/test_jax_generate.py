@@ -162,6 +162,7 @@ def test_states_stay_on_the_device_until_they_are_looked_at():
         state.arrays()
     assert after.select([2, 0]).batch == 2
     assert type(after.fork(2)) is State
+    assert type(type(after).zeros(SMALL)) is State  # what the class makes is on no device
     np.testing.assert_array_equal(after.position, [18] * 3)
 
 
