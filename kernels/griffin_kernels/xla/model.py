@@ -194,7 +194,7 @@ def residual_blocks(
         )  # fmt: skip
         return (jax.checkpoint(apply) if remat else apply)(p, x, past)
 
-    if "groups" in params and x.shape[1] > 1:
+    if params.get("groups") and x.shape[1] > 1:
         x, after = _scanned(params, x, config, layers, block, watch)
     else:
         blocks = unstack(params) if "groups" in params else params["blocks"]
