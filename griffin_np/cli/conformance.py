@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run = actions.add_parser("run", help="run the suite on a backend")
     add = run.add_argument
     add("--backend", default="numpy", metavar="NAME|MODULE:CLASS",
-        help="numpy, numba, jax (also jax-associative, jax-pallas), transformers, or your subclass of "
-             "griffin_conformance.Backend"
+        help="numpy, numba, jax (also jax-associative, jax-pallas), transformers, or your "
+             "subclass of griffin_conformance.Backend"
     )  # fmt: skip
     add("--dtype", help="precision to compute in and to be held to (the backend's first)")
     add("--level", action="append", default=[], metavar="L0|L1|L2|L3",
