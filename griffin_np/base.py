@@ -307,6 +307,10 @@ class Model(ABC):
 
         return Run(self, prompts, **options)
 
+    def new_seed(self) -> int:
+        """A random seed, for generation where none is given."""
+        return int(np.random.SeedSequence().generate_state(1)[0])
+
     def stream(self, prompt, **options) -> Stream:
         """Continue a prompt piece by piece; see :func:`griffin_np.generate.stream`."""
         from griffin_np.generate import stream

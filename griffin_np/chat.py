@@ -90,11 +90,11 @@ def encode_dialogue(
     """
     ids = [tokenizer.bos_id]
     for role, content in turns(messages):
-        ids += _turn(tokenizer, role, content)
-    return ids + (_header(tokenizer) if add_generation_prompt else [])
+        ids += turn_tokens(tokenizer, role, content)
+    return ids + (turn_header(tokenizer) if add_generation_prompt else [])
 
 
-def _markers(tokenizer: Tokenizer) -> tuple[int, int]:
+def turn_markers(tokenizer: Tokenizer) -> tuple[int, int]:
     start, end = tokenizer.piece_to_id(START_OF_TURN), tokenizer.piece_to_id(END_OF_TURN)
     if start is None or end is None:
         raise TokenizerError(
@@ -104,21 +104,21 @@ def _markers(tokenizer: Tokenizer) -> tuple[int, int]:
     return start, end
 
 
-def _turn(tokenizer: Tokenizer, role: str, content: str) -> list[int]:
-    start, end = _markers(tokenizer)
+def turn_tokens(tokenizer: Tokenizer, role: str, content: str) -> list[int]:
+    start, end = turn_markers(tokenizer)
     return [
         start,
-        *_literal(tokenizer, f"{role}\n{content}"),
+        *literal(tokenizer, f"{role}\n{content}"),
         end,
         *tokenizer.encode("\n", bos=False),
     ]
 
 
-def _header(tokenizer: Tokenizer) -> list[int]:
-    return [_markers(tokenizer)[0], *tokenizer.encode("model\n", bos=False)]
+def turn_header(tokenizer: Tokenizer) -> list[int]:
+    return [turn_markers(tokenizer)[0], *tokenizer.encode("model\n", bos=False)]
 
 
-def _literal(tokenizer: Tokenizer, text: str) -> list[int]:
+def literal(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of a text in which turn markers are not recognised."""
     ids: list[int] = []
     for part in re.split(f"({START_OF_TURN}|{END_OF_TURN})", text):
@@ -152,7 +152,7 @@ class Conversation:
     """
 
     def __init__(self, model: Model, system: str = ""):
-        _markers(model.need_tokenizer())
+        turn_markers(model.need_tokenizer())
         self.model = model
         self.system = system
         self.messages: list[dict[str, str]] = []
@@ -164,8 +164,8 @@ class Conversation:
         if self.state is None:
             system = [{"role": "system", "content": self.system}] if self.system else []
             return encode_dialogue(tokenizer, [*system, {"role": "user", "content": text}])
-        end = [_markers(tokenizer)[1], *tokenizer.encode("\n", bos=False)]
-        return [*end, *_turn(tokenizer, "user", text.strip()), *_header(tokenizer)]
+        end = [turn_markers(tokenizer)[1], *tokenizer.encode("\n", bos=False)]
+        return [*end, *turn_tokens(tokenizer, "user", text.strip()), *turn_header(tokenizer)]
 
     def say(self, text: str, **options) -> Stream:
         """Begin the model's answer to a user turn; takes the options of ``generate``.

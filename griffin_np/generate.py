@@ -168,7 +168,7 @@ class Run:
         self._max_tokens = int(max_tokens)
         self._sampler = make_sampler(model, **sampling)
         if seed is None:
-            seed = int(np.random.SeedSequence().generate_state(1)[0])
+            seed = model.new_seed()
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise SamplingError(f"seed must be an integer of at least 0, got {seed!r}")
         self.seed = int(seed)

@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from griffin_np.errors import PositionError
 
-__all__ = ["check_positions", "check_tokens", "integers"]
+__all__ = ["POSITION_LIMIT", "check_positions", "check_tokens", "integers"]
 
 POSITION_LIMIT = 2**31
 

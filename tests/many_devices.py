@@ -36,16 +36,29 @@ def results(model) -> dict[str, np.ndarray]:
 
 
 def trained(config, params, mesh, **options) -> dict[str, np.ndarray]:
-    """Loss and weights after two steps of training."""
+    """A gradient, and losses and weights of two steps of training."""
+    from functools import partial
+
+    import jax
+
+    from griffin_kernels.xla.data import pack
+    from griffin_kernels.xla.sharding import on_mesh
     from griffin_kernels.xla.train import Trainer, TrainOptions
+    from griffin_kernels.xla.update import loss_and_gradient
     from griffin_np.params import flatten
 
     rng = np.random.default_rng(1)
     documents = [rng.integers(3, config.vocab_size, n) for n in (40, 9, 30, 25, 12, 33, 20, 17)]
     run = TrainOptions(steps=2, batch_size=4, length=32, warmup=1, seed=4, **options)
+    batch = pack(documents, 32).batch(0, 4).split(1)
+    gradient = jax.jit(partial(loss_and_gradient, config=config, options=run))
+    with on_mesh(mesh):
+        _, found = jax.device_get(gradient(params, None, batch))
     trainer = Trainer(config, run, documents, base=params, mesh=mesh)
     losses = np.array([trainer.train_step(), trainer.train_step()])
-    return {"losses": losses} | {f"weights.{n}": a for n, a in flatten(trainer.params).items()}
+    gradients = {f"gradient.{n}": a for n, a in flatten(found).items()}
+    weights = {f"weights.{n}": a for n, a in flatten(trainer.params).items()}
+    return {"losses": losses} | gradients | weights
 
 
 def main(out: str, *cases: str) -> None:

@@ -447,7 +447,7 @@ def test_the_command_takes_a_class_of_the_users_folder(tmp_path, monkeypatch):
     [
         (
             ["--backend", "torch"],
-            "no backend 'torch'; choose one of numpy, numba, jax, transformers",
+            "no backend 'torch'; choose one of numpy, numba, jax, jax-associative, jax-pallas, transformers",
         ),
         (["--backend", "no.such:Thing"], "backend no.such:Thing cannot be loaded"),
         (["--dtype", "int3"], "backend numpy has no dtype 'int3'; choose one of float32, float64"),

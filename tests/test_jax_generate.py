@@ -13,7 +13,7 @@ import griffin_np as gnp  # noqa: E402
 from griffin_kernels.xla import generate, model  # noqa: E402
 from griffin_kernels.xla.engine import JaxModel  # noqa: E402
 from griffin_kernels.xla.sampling import Steps, choose, options_of  # noqa: E402
-from griffin_np.errors import ConfigError, SamplingError, StateError  # noqa: E402
+from griffin_np.errors import ConfigError, PositionError, SamplingError, StateError  # noqa: E402
 from griffin_np.params import flatten  # noqa: E402
 from griffin_np.sampling import Sampler, log_softmax  # noqa: E402
 from griffin_np.state import State  # noqa: E402
@@ -89,6 +89,46 @@ def test_what_cannot_be_sampled_is_named():
     weights["final_norm"] = np.full_like(weights["final_norm"], np.nan)
     with pytest.raises(SamplingError, match="weights or state are damaged"):
         JaxModel(SMALL, gnp.params.nest(weights)).generate([[3, 4]], max_tokens=3)
+
+
+def test_no_token_without_probability_is_chosen():
+    """Sums over a large vocabulary in parallel are not monotonic."""
+    n, rng = 4096, np.random.default_rng(0)
+    logits = 2 * rng.standard_normal(n).astype(np.float32)
+    steps, options = options_of(Sampler(temperature=1.0, top_k=40), n)
+    best = set(np.argsort(logits)[-40:].tolist())
+    uniforms = np.append(rng.random(511), 0.82109445).astype(np.float32)
+    many = np.broadcast_to(logits, (512, n))
+    token, _, _ = pick(many, uniforms, np.full((512, 1), -1), options, steps=steps)
+    assert set(token.tolist()) <= best
+    drawn = Sampler(temperature=1.0, top_k=40).distribution(logits)
+    assert set(np.flatnonzero(drawn).tolist()) == best
+
+
+@pytest.mark.parametrize("extreme", [{"temperature": 1e-50}, {"temperature": 1.0, "top_p": 1e-46}])
+def test_options_that_single_precision_cannot_hold(extreme):
+    logits = np.random.default_rng(0).standard_normal((1, V)).astype(np.float32)
+    steps, options = options_of(Sampler(**extreme), V)
+    token, _, _ = pick(logits, np.float32([0.9]), np.full((1, 1), -1), options, steps=steps)
+    assert token[0] == logits.argmax()
+
+
+def test_generation_ends_where_positions_do():
+    ours = JaxModel(SMALL, random_parameters(SMALL, 0))
+    state = ours.init_state()
+    state = state.with_arrays(state.arrays(), np.array([2**31 - 3]))
+    assert len(ours.generate([[5]], state=state, max_tokens=2, ignore_eos=True)[0].tokens) == 2
+    with pytest.raises(PositionError, match="positions must be below 2"):
+        ours.generate([[5]], state=state, max_tokens=8, ignore_eos=True)
+
+
+def test_a_mesh_of_somebody_elses_is_no_mesh():
+    ours = JaxModel(SMALL, random_parameters(SMALL, 0))
+    tokens = tokens_for(SMALL, (1, 3), 0)
+    expected, _ = ours(tokens)
+    with jax.set_mesh(jax.make_mesh((1,), ("x",))):
+        found, _ = ours(tokens)
+    np.testing.assert_array_equal(found, expected)
 
 
 PROMPTS = ["Once upon a time", "The big dog was", "Lily"]

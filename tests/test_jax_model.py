@@ -406,10 +406,10 @@ def test_layouts_gather_and_scatter(data, batch, length):
 def test_models_of_one_configuration_share_their_programs():
     first, second = (pair("lru_width is not width", seed)[0] for seed in (8, 9))
     first(tokens_for(first.config, (1, 8), 0))
-    programs = engine._read._cache_size()
+    programs = engine.read_text._cache_size()
     for length in (5, 6, 7, 8):
         logits, _ = second(tokens_for(second.config, (1, length), 0))
-    assert engine._read._cache_size() == programs
+    assert engine.read_text._cache_size() == programs
     assert np.abs(logits - first(tokens_for(first.config, (1, 8), 0))[0]).max() > 0.01
 
 
@@ -418,7 +418,7 @@ def test_matrix_products_have_full_precision():
     found, _ = pair("lru_width is not width", 0)
     layers = [vars(layer) for layer in found.init_state().layers]
     tokens = np.zeros((1, 2), np.int32)
-    program = engine._read.lower(
+    program = engine.read_text.lower(
         found.parameters,
         tokens,
         tokens,

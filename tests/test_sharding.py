@@ -72,7 +72,12 @@ def on_one():
 @pytest.mark.parametrize("case", CASES)
 def test_a_mesh_writes_and_learns_what_one_device_does(on_meshes, on_one, case):
     np.testing.assert_array_equal(on_meshes[f"{case}/written"], on_one["written"])
-    # Forwards and backwards, twice; the optimiser divides by the gradient's own magnitude.
+    for name, found in of(on_meshes, case, "gradient.").items():
+        expected = on_one[f"gradient.{name}"]
+        scale = np.abs(expected).max()  # nothing else tells whether a sum was taken too often
+        chain = 3 * longest_chain(SHARDED, 32)
+        assert_close(found / scale, expected / scale, "float32", f"gradient of {name}", chain=chain)
+    # Twice, and the optimiser divides by the gradient's own magnitude.
     chain = 8 * longest_chain(SHARDED, 32)
     assert_close(on_meshes[f"{case}/losses"], on_one["losses"], "float32", "losses", chain=chain)
     for name, found in of(on_meshes, case, "weights.").items():

@@ -18,7 +18,7 @@ from griffin_np.cli.common import (
     say,
     thread_limit,
 )
-from griffin_np.errors import GriffinError
+from griffin_np.errors import ConfigError, GriffinError
 
 HELP = """\
 /help             this list
@@ -42,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from griffin_np.chat import Conversation
 
+    if args.distributed:
+        raise ConfigError("chat listens to one keyboard: --distributed is for generate and train")
     with thread_limit(args.threads):
         model = load_model(args)
         if args.temperature is None and model.generation.temperature is None:

@@ -57,9 +57,10 @@ def add_mesh_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
 def mesh_options(args: argparse.Namespace) -> dict:
     """``mesh`` and ``scan`` as the options say; joins the other processes if there are any.
 
-    Only the first process goes on writing to standard output. A seed that was not given is the
-    first process's.
+    Only the first process, ``args.first_process``, goes on writing to standard output. A seed that
+    was not given is the first process's.
     """
+    args.first_process = True
     scan = getattr(args, "scan", None)
     options: dict = {} if scan is None else {"scan": scan}
     if args.mesh is None and args.distributed is None:
@@ -72,10 +73,10 @@ def mesh_options(args: argparse.Namespace) -> dict:
     if args.distributed is not None:
         if args.mesh is None:
             raise ConfigError("--distributed needs --mesh: say what the devices share")
-        first = distributed.join(args.distributed)
+        args.first_process = distributed.join(args.distributed)
         if getattr(args, "seed", 0) is None:
             args.seed = distributed.common_seed()
-        if not first:
+        if not args.first_process:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
     return options | {"mesh": distributed.parse_mesh(args.mesh)}
 

@@ -53,9 +53,13 @@ def run(args: argparse.Namespace) -> int:
         if state is not None:
             state.check_model(model.config, model.fingerprint, args.state_in)
         options = sampling_options(args)
-        stream = model.stream(prompt, state=state, progress=_progress(args.quiet), **options)
+        options |= {"state": state, "progress": _progress(args.quiet)}
         show = not args.json and not args.no_stream
         interrupted = False
+        if model.backend == "jax" and not show and not args.state_out:
+            # Nothing has to be seen before the end, so the whole loop can run on the device.
+            return _report(args, prompt, model.generate(prompt, **options), model, False, show)
+        stream = model.stream(prompt, **options)
         try:
             if show and sys.stdout.isatty():
                 print(f"\033[2m{prompt}\033[0m", end="")
@@ -66,7 +70,15 @@ def run(args: argparse.Namespace) -> int:
             interrupted = True
         result = stream.result
         if args.state_out:
-            stream.state.save(args.state_out)
+            after = stream.state
+            after.arrays()  # which all processes fetch together
+            if args.first_process:
+                after.save(args.state_out)
+    return _report(args, prompt, result, model, interrupted, show)
+
+
+def _report(args: argparse.Namespace, prompt: str, result, model, interrupted, show) -> int:
+    """Text or document to stdout, statistics to stderr; the exit code."""
     if args.json:
         print(json.dumps(_document(prompt, result, model), ensure_ascii=False))
     else:

@@ -58,7 +58,7 @@ def program(case: Case, config, devices) -> tuple[Any, Any, int]:
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from griffin_kernels.xla.engine import _read
+    from griffin_kernels.xla.engine import read_text
     from griffin_kernels.xla.generate import decode
     from griffin_kernels.xla.model import stack
     from griffin_kernels.xla.sampling import options_of
@@ -112,7 +112,7 @@ def program(case: Case, config, devices) -> tuple[Any, Any, int]:
             )  # fmt: skip
         else:
             tokens = array((B, T), jnp.int32, "data")
-            lowered = _read.lower(
+            lowered = read_text.lower(
                 params, tokens, tokens, layers, logits="last", watch=False, gather=False, **static
             )
         began = time.perf_counter()

@@ -128,7 +128,7 @@ def _scan(a, x, h, scan):
 
 @partial(jax.jit, static_argnames="scan")
 def _rg_lru(p, x, at, h, scan):
-    seen = {}  # the states themselves: what the block goes on with is rounded to its activations
+    seen: dict = {}  # the states themselves: what is returned is rounded as activations are
     with jax.default_matmul_precision("highest"):
         recurrent.rg_lru(p, x, at, h, scan, seen.__setitem__)
     return seen["h"]

@@ -23,7 +23,7 @@ from griffin_kernels.xla.layers import (
     real_tokens,
 )
 from griffin_kernels.xla.rope import apply_rope
-from griffin_kernels.xla.sharding import by_hand, cut, from_owner, halo, owner
+from griffin_kernels.xla.sharding import by_hand, cut, from_owner, halo, mesh_shape, owner
 from griffin_np.config import GriffinConfig
 
 __all__ = [
@@ -94,7 +94,7 @@ def attend(
     earlier = None
     if past is not None:
         earlier = {name: chronological(z, positions[:, 0]) for name, z in past.items()}
-    if jax.sharding.get_abstract_mesh().empty:
+    if not mesh_shape():
         return _attend(q, k, v, positions, earlier, window, watch)
 
     rows, text = cut("data", B), cut("sequence", T)
@@ -158,17 +158,19 @@ def attention_step(
     before = jnp.where(visible, dot("bqrd,bwqd->bqrw", queries, ring["keys"]), -jnp.inf)
     own = dot("bqrd,bqd->bqr", queries, k[:, 0])[..., None]
     scores = jnp.concatenate([before, own], axis=-1) * d**-0.5
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    weights, total = exponentials(scores, v.dtype)
     if watch is not no_watch:
+        shown = weights.astype(jnp.float32) / total
         back = jnp.arange(1, W + 1)
         slots = jnp.broadcast_to(((position[:, None] - back) % W)[:, None, None], before.shape)
-        found = jnp.take_along_axis(weights, slots, axis=-1)
-        found = jnp.concatenate([weights[..., W:], found], axis=-1)
+        found = jnp.take_along_axis(shown, slots, axis=-1)
+        found = jnp.concatenate([shown[..., W:], found], axis=-1)
         watch("weights", found.reshape(B, 1, H, W + 1))
     # What is outside the document has weight 0, but may be anything in a state from elsewhere.
     old = jnp.where(visible[:, 0, 0, :, None, None], ring["values"], 0)
     y = dot("bqrw,bwqd->bqrd", weights[..., :W], old)
     y = y + weights[..., W:].astype(jnp.float32) * v[:, 0, :, None].astype(jnp.float32)
+    y = y / total
 
     slot = jnp.where(position >= 0, position % W, W)  # W is no slot: nothing is written
     starts = position == 0
@@ -246,13 +248,24 @@ def local_attention(
     reach = jnp.clip(in_blocks(positions[:, :, None, None], -1), 0, window)
     visible = ((distance >= 0) & (distance <= reach))[:, :, :, None]
     scores = scores.reshape(B, blocks, Q, H // Q, size, before + size) * d**-0.5
-    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1).astype(v.dtype)
+    weights, total = exponentials(jnp.where(visible, scores, -jnp.inf), v.dtype)
     if watch is not no_watch:
-        watch("weights", by_distance(weights, window)[:, :T])
+        watch("weights", by_distance(weights.astype(jnp.float32) / total, window)[:, :T])
     weights = weights.reshape(-1, H // Q * size, before + size)
     y = jnp.einsum("nqk,nkd->nqd", weights, values, preferred_element_type=jnp.float32)
-    y = y.astype(q.dtype)
+    y = (y / total.reshape(-1, H // Q * size, 1)).astype(q.dtype)
     return y.reshape(B, blocks, H, size, d).swapaxes(2, 3).reshape(B, -1, H, d)[:, :T]
+
+
+def exponentials(scores: Array, dtype) -> tuple[Array, Array]:
+    """Weights before they are divided by their sum, and that sum, float32.
+
+    Weights that are rounded and then divided by the sum of what they have become still sum to 1.
+    So the rounding of bfloat16 weights takes nothing from a value that all keys share.
+    """
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - top).astype(dtype)
+    return weights, jnp.sum(weights.astype(jnp.float32), axis=-1, keepdims=True)
 
 
 def by_distance(weights: Array, window: int) -> Array:

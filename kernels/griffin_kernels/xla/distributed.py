@@ -14,7 +14,14 @@ from jax.sharding import Mesh
 from griffin_kernels.xla.sharding import AXES, make_mesh
 from griffin_np.errors import ConfigError
 
-__all__ = ["common_seed", "first_process", "first_process_first", "join", "parse_mesh"]
+__all__ = [
+    "common_seed",
+    "first_process",
+    "first_process_first",
+    "first_process_says",
+    "join",
+    "parse_mesh",
+]
 
 
 def parse_mesh(text: str) -> Mesh:
@@ -102,6 +109,15 @@ def first_process_first() -> Iterator[None]:
     """The others wait until the first process has done what is inside, and then do it."""
     if not first_process():
         multihost_utils.sync_global_devices("the first process is done")
-    yield
-    if first_process():
-        multihost_utils.sync_global_devices("the first process is done")
+    try:
+        yield
+    finally:  # whatever went wrong goes wrong with the others too
+        if first_process():
+            multihost_utils.sync_global_devices("the first process is done")
+
+
+def first_process_says(number: int) -> int:
+    """The first process's number, in all of them."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int64(number)))

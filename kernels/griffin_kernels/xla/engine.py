@@ -22,7 +22,8 @@ from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
 from griffin_kernels.xla.device_state import DeviceState
-from griffin_kernels.xla.generate import DeviceRun, decode
+from griffin_kernels.xla.distributed import common_seed
+from griffin_kernels.xla.generate import DeviceRun, bucket, decode
 from griffin_kernels.xla.layers import no_watch, real_tokens
 from griffin_kernels.xla.model import embed, head, residual_blocks, stack, unstack
 from griffin_kernels.xla.sampling import Options, Steps
@@ -121,6 +122,9 @@ class JaxModel(Model):
     def new_run(self, prompts: list, **options) -> Run:
         return DeviceRun(self, prompts, **options)
 
+    def new_seed(self) -> int:
+        return common_seed() if self._spans_processes else super().new_seed()
+
     def _forward(
         self, inputs: NDArray, positions: NDArray, state: State, logits: str, trace: Trace
     ) -> tuple[NDArray | None, State]:
@@ -144,7 +148,7 @@ class JaxModel(Model):
         steps = layout.gather(positions, -1)
         kind = np.int32 if inputs.ndim == 2 else jnp.dtype(self.dtype)
         with on_mesh(self.mesh):
-            values, after, watched = _read(
+            values, after, watched = read_text(
                 self._params,
                 self._put(layout.gather(inputs, 0).astype(kind), "data"),
                 self._put(steps.astype(np.int32), "data"),
@@ -249,9 +253,10 @@ class JaxModel(Model):
         """Whether layers are on a device, and there as this model has them."""
         if layers is None:
             return False
-        leaf = jax.tree.leaves(layers)[0]
-        same_mesh = getattr(leaf.sharding, "mesh", None) == self.mesh
-        return leaf.shape[0] == rows and same_mesh and not leaf.is_deleted()
+        leaves = jax.tree.leaves(layers)
+        same_mesh = getattr(leaves[0].sharding, "mesh", None) == self.mesh
+        deleted = any(leaf.is_deleted() for leaf in leaves)
+        return len(leaves[0]) == rows and same_mesh and not deleted
 
 
 @jax.jit
@@ -264,7 +269,7 @@ def _copy(tree: Any) -> Any:
     static_argnames=("config", "scan", "logits", "watch", "gather"),
     donate_argnames=("layers",),
 )
-def _read(
+def read_text(
     params: dict,
     inputs: Array,
     positions: Array,
@@ -317,7 +322,7 @@ class Layout:
         real = positions >= 0
         self.count = real.sum(axis=1)
         longest = int(self.count.max(initial=0))
-        tokens = _multiple(_bucket(longest), sequence) if longest > 1 else 1
+        tokens = _multiple(bucket(longest), sequence) if longest > 1 else 1
         self.shape = (self.rows(len(positions), data), tokens)
         self._given = positions.shape
         self._rows, self._columns = np.nonzero(real)  # row by row, so ranks count up within each
@@ -327,7 +332,7 @@ class Layout:
     @staticmethod
     def rows(batch: int, data: int = 1) -> int:
         """Rows of a padded batch."""
-        return _multiple(_bucket(batch), data)
+        return _multiple(bucket(batch), data)
 
     def gather(self, array: NDArray, fill: int) -> NDArray:
         """(B, T, ...) to the padded batch."""
@@ -340,11 +345,6 @@ class Layout:
         array = np.zeros((*self._given, *padded.shape[2:]), padded.dtype)
         array[self._rows, self._columns] = padded[self._rows, self._ranks]
         return array
-
-
-def _bucket(size: int) -> int:
-    """The power of two that is at least ``size`` and 1."""
-    return 1 << max(size - 1, 0).bit_length()
 
 
 def _multiple(size: int, of: int) -> int:

@@ -21,15 +21,17 @@ from griffin_kernels.xla.model import embed, head, residual_blocks
 from griffin_kernels.xla.sampling import FAULTS, Options, Steps, choose, options_of
 from griffin_kernels.xla.sharding import constrain_tree
 from griffin_np.config import GriffinConfig
-from griffin_np.errors import SamplingError
+from griffin_np.errors import SamplingError, StateError
 from griffin_np.generate import Run
+from griffin_np.inputs import POSITION_LIMIT
 from griffin_np.rows import Piece
 from griffin_np.sampling import Sampler
+from griffin_np.state import State
 
 if TYPE_CHECKING:
     from griffin_kernels.xla.engine import JaxModel
 
-__all__ = ["DeviceRun", "decode"]
+__all__ = ["DeviceRun", "bucket", "decode"]
 
 CHUNK = 32
 """Tokens between two looks at the text, where a stop string may end it."""
@@ -85,7 +87,8 @@ def decode(
     -------
     dict
         ``tokens`` and ``logprobs`` (B, M), -1 and 0 where a row was done; ``fault``; and what to
-        call again with: ``layers``, ``pending``, ``position``, ``done``, ``recent``, ``cursor``.
+        call again with: ``layers``, ``pending``, ``position``, ``done``, ``recent``, ``cursor``;
+        ``n`` is the number of tokens drawn for each row.
     """
     B, M = uniforms.shape
     rows = jnp.arange(B)
@@ -140,12 +143,17 @@ class DeviceRun(Run):
     def steps(self) -> Iterator[list[Piece]]:
         rows, left = self._rows, self._max_tokens
         # A sampler of somebody's own is Python; and without tokens there is nothing to compile.
-        if type(self._sampler) is not Sampler or not left:
+        # Past the last position it has to be refused, which the host does.
+        late = int(self._state.position.max(initial=0)) + max(
+            (len(row.prompt) for row in rows), default=0
+        )
+        own = type(self._sampler) is not Sampler
+        if own or not left or late + left > POSITION_LIMIT:
             yield from super().steps()
             return
         steps, options = options_of(self._sampler, self._model.config.vocab_size)
         stops = any(row.stops for row in rows)
-        size = _bucket(min(left, CHUNK) if stops else left)
+        size = bucket(min(left, CHUNK) if stops else left)
         logits: NDArray | None = self._prefill()
         started = time.perf_counter()
         recent, cursor = self._recent(steps)
@@ -182,14 +190,24 @@ class DeviceRun(Run):
             if all(row.reason for row in rows):
                 return
 
+    def state_after(self) -> State:
+        """None is kept.
+
+        Raises
+        ------
+        StateError
+            Always.
+        """
+        raise StateError("generation on the device keeps no state: use stream() for one")
+
     def _recent(self, steps: Steps) -> tuple[NDArray, NDArray]:
         """The ring of tokens that penalties look back on, and how many are in it."""
         last = self._sampler.repeat_last_n
         if not steps.penalties:
             return np.full((len(self._rows), 1), -1, np.int32), np.zeros(len(self._rows), np.int32)
-        if last < 0:
-            longest = max(len(row.history) for row in self._rows)
-            last = _bucket(longest + self._max_tokens)
+        longest = max(len(row.history) for row in self._rows)
+        needed = bucket(longest + self._max_tokens)
+        last = needed if last < 0 else min(last, needed)
         recent = np.full((len(self._rows), last), -1, np.int32)
         for ring, row in zip(recent, self._rows, strict=True):
             tail = row.history[-last:]
@@ -197,6 +215,6 @@ class DeviceRun(Run):
         return recent, (recent >= 0).sum(axis=1).astype(np.int32)
 
 
-def _bucket(size: int) -> int:
+def bucket(size: int) -> int:
     """The power of two that is at least ``size``."""
     return 1 << max(size - 1, 0).bit_length()

@@ -100,7 +100,8 @@ def hidden(params, tokens, positions, config, *, scan="sequential", remat=False)
 
 def embed(params: dict, tokens: Array, config: GriffinConfig) -> Array:
     """Scaled rows of the embedding, (B, T) to (B, T, D), in the dtype of the weights."""
-    return params["embedding"][tokens] * config.embedding_scale
+    table = constrain(params["embedding"], "model", None)  # rows are looked up whole
+    return table[tokens] * config.embedding_scale
 
 
 def head(params: dict, x: Array, config: GriffinConfig) -> Array:

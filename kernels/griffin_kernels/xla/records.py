@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from griffin_kernels.xla.data import Document, read_documents
-from griffin_np.chat import _header, _literal, _markers, _turn, turns
+from griffin_np.chat import literal, turn_header, turn_markers, turn_tokens, turns
 from griffin_np.errors import TokenizerError
 from griffin_np.tokenizer import Tokenizer
 
@@ -163,13 +163,13 @@ def _completion(example: Example, tokenizer: Tokenizer) -> Iterator[tuple[list[i
 
 def _turns(example: Example, tokenizer: Tokenizer) -> Iterator[tuple[list[int], bool]]:
     yield [tokenizer.bos_id], False
-    end = _markers(tokenizer)[1]
+    end = turn_markers(tokenizer)[1]
     last = max(i for i, (role, _) in enumerate(example.parts) if role == "model")
     for i, (role, content) in enumerate(example.parts[: last + 1]):
         if role == "user":
-            yield _turn(tokenizer, role, content), False
+            yield turn_tokens(tokenizer, role, content), False
             continue
-        yield _header(tokenizer), False
-        yield [*_literal(tokenizer, content), end], True
+        yield turn_header(tokenizer), False
+        yield [*literal(tokenizer, content), end], True
         if i < last:  # nothing is learnt after the last turn
             yield tokenizer.encode("\n", bos=False), False

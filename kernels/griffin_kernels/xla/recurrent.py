@@ -26,7 +26,15 @@ from griffin_kernels.xla.layers import (
 )
 from griffin_kernels.xla.rg_lru_pallas import MAX_SQRT_GRADIENT, RG_LRU_C, fused_rg_lru
 from griffin_kernels.xla.scan_xla import SCANS
-from griffin_kernels.xla.sharding import by_hand, cut, from_owner, halo, owner
+from griffin_kernels.xla.sharding import (
+    axis_size,
+    by_hand,
+    cut,
+    from_owner,
+    halo,
+    mesh_shape,
+    owner,
+)
 
 __all__ = ["causal_conv", "decay", "gate", "recurrent_block", "remember", "rg_lru", "sqrt_clipped"]
 
@@ -76,11 +84,10 @@ def remember(
     """
     B, T, R = x.shape
     p = {name: p[name] for name in ("conv", "rg_lru")}
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if not mesh_shape():
         return _remember(p, x, positions, past, scan, watch)
 
-    H, parts = p["rg_lru"]["w_a"].shape[0], mesh.shape["sequence"]
+    H, parts = p["rg_lru"]["w_a"].shape[0], axis_size("sequence")
     rows, text, heads = cut("data", B), cut("sequence", T), cut("model", H)
     if past is None:
         back = p["conv"]["weight"].shape[0] - 1
@@ -92,8 +99,8 @@ def remember(
         conv = halo(x, past["conv"])
         alone = {"conv": conv, "rg_lru": jnp.zeros_like(past["rg_lru"])}
         _, end = _remember(p, x, positions, alone, scan)
-        kept = _kept(p, x, positions, conv)
-        ends, shares = (lax.all_gather(z, "sequence") for z in (end["rg_lru"], kept))
+        left = _share_left(p, x, positions, conv)
+        ends, shares = (lax.all_gather(z, "sequence") for z in (end["rg_lru"], left))
         starts = [past["rg_lru"]]
         for i in range(parts - 1):
             # What is not finite is forgotten too.
@@ -120,7 +127,7 @@ def _remember(p, x, positions, past, scan, watch=no_watch):
     return y, {"conv": inputs, "rg_lru": h}
 
 
-def _kept(p, x, positions, conv):
+def _share_left(p, x, positions, conv):
     """How much of the state before a text is left after it, (B, R): the product of all a."""
     u, _ = causal_conv(p["conv"], x, positions, conv)
     r = gate(u, p["rg_lru"]["w_a"], p["rg_lru"]["b_a"])

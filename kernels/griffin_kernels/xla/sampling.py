@@ -77,10 +77,12 @@ def options_of(sampler: Sampler, vocab_size: int) -> tuple[Steps, Options]:
         penalties=bool(changed and s.repeat_last_n),
         bias=bool(s.logit_bias),
     )
+    # What single precision cannot hold becomes the next number that it can.
+    limits = np.finfo(np.float32)
     return steps, Options(
-        temperature=np.float32(s.temperature or 1),
+        temperature=np.float32(np.clip(s.temperature or 1, limits.tiny, limits.max)),
         top_k=np.int32(min(s.top_k or vocab_size, vocab_size)),
-        top_p=np.float32(s.top_p),
+        top_p=np.float32(np.clip(s.top_p, limits.tiny, 1)),
         min_p=np.float32(s.min_p),
         repetition=np.float32(s.repetition_penalty),
         presence=np.float32(s.presence_penalty),
@@ -128,15 +130,18 @@ def choose(
         p = p / p.sum(axis=-1, keepdims=True)
         if steps.top_k:
             kept = _at_least(key, lambda above: jnp.sum(above, axis=-1) >= options.top_k)
-            p = _kept(p, _first_ties(key, kept, options.top_k - jnp.sum(key > kept, axis=-1)))
+            p = _only(p, _first_ties(key, kept, options.top_k - jnp.sum(key > kept, axis=-1)))
         if steps.top_p:
             p = _top_p(p, key, options.top_p)
         if steps.min_p:
-            p = _kept(p, p >= options.min_p * p.max(axis=-1, keepdims=True))
+            p = _only(p, p >= options.min_p * p.max(axis=-1, keepdims=True))
         cumulative = jnp.cumsum(p, axis=-1)
         target = uniform[:, None] * cumulative[:, -1:]
+        # Sums in parallel may fall by a rounding from one token to the next, so it has to be said
+        # that a token without probability is none.
+        covers = (cumulative > target) & (p > 0)
         last = p.shape[1] - 1 - jnp.argmax(p[:, ::-1] > 0, axis=-1)
-        token = jnp.minimum(jnp.sum(cumulative <= target, axis=-1), last)
+        token = jnp.where(jnp.any(covers, axis=-1), jnp.argmax(covers, axis=-1), last)
     token = token.astype(jnp.int32)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
     return token, chosen - jax.nn.logsumexp(logits, axis=-1), fault
@@ -163,10 +168,10 @@ def _top_p(p: Array, key: Array, share: Array) -> Array:
     above = jnp.sum(jnp.where(key > kept, p, 0), axis=-1)
     one = jnp.max(jnp.where(equal, p, 0), axis=-1)
     count = jnp.maximum(jnp.ceil((share - above) / jnp.maximum(one, 1e-38)), 1)
-    return _kept(p, _first_ties(key, kept, count))
+    return _only(p, _first_ties(key, kept, count))
 
 
-def _kept(p: Array, which: Array) -> Array:
+def _only(p: Array, which: Array) -> Array:
     p = jnp.where(which, p, 0)
     return p / p.sum(axis=-1, keepdims=True)
 

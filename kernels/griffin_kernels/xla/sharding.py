@@ -39,6 +39,7 @@ __all__ = [
     "from_owner",
     "halo",
     "make_mesh",
+    "mesh_shape",
     "on_mesh",
     "owner",
     "partitions",
@@ -91,7 +92,7 @@ def make_mesh(
     Raises
     ------
     ConfigError
-        If an axis is empty, or there are fewer devices than that.
+        If an axis is empty, there are fewer devices than that, or a process has none of them.
     """
     shape = (data, sequence, model)
     if min(shape) < 1:
@@ -103,12 +104,25 @@ def make_mesh(
             f"a mesh of data {data} x sequence {sequence} x model {model} needs {count} devices, "
             f"there are {len(devices)}"
         )
-    return Mesh(np.array(devices[:count]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+    found = devices[:count]
+    idle = {device.process_index for device in devices} - {d.process_index for d in found}
+    if idle:
+        raise ConfigError(
+            f"a mesh of {count} devices leaves process {min(idle)} without one: use all "
+            f"{len(devices)}"
+        )
+    return Mesh(np.array(found).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def mesh_shape() -> dict[str, int]:
+    """Devices along each axis of the current mesh; empty without one, or with a foreign one."""
+    shape = dict(jax.sharding.get_abstract_mesh().shape)
+    return shape if set(shape) == set(AXES) else {}
 
 
 def axis_size(axis: str) -> int:
     """Devices along an axis of the current mesh, 1 without one."""
-    return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
+    return mesh_shape().get(axis, 1)
 
 
 def spec(names: Sequence[str | None], shape: Sequence[int], sizes: Mapping[str, int]) -> P:
@@ -127,7 +141,7 @@ def cut(axis: str, n: int) -> str | None:
 
 def constrain(x: Array, *names: str | None) -> Array:
     """Tell XLA how an intermediate result is cut; nothing without a mesh."""
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    sizes = mesh_shape()
     return lax.with_sharding_constraint(x, spec(names, x.shape, sizes)) if sizes else x
 
 
@@ -174,7 +188,7 @@ def shardings(tree: Any, mesh: Mesh, *, spread: bool = False) -> Any:
 
 def constrain_tree(tree: Any, *, spread: bool = False) -> Any:
     """Keep results cut as :func:`partitions` says; nothing without a mesh."""
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    sizes = mesh_shape()
     if not sizes:
         return tree
     return lax.with_sharding_constraint(tree, partitions(tree, sizes, spread=spread))
@@ -198,7 +212,7 @@ def place(tree: Any, where: Any) -> Any:
         if sharding.is_fully_addressable:
             return jax.device_put(array, sharding, may_alias=False)
         host = np.asarray(array)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index].copy())
 
     if isinstance(where, NamedSharding):
         return jax.tree.map(lambda array: one(array, where), tree)

@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from numpy.typing import ArrayLike
 
 from griffin_kernels.xla.data import Batch, Document, Packed, batches, pack
+from griffin_kernels.xla.distributed import first_process, first_process_says
 from griffin_kernels.xla.lora import LoraOptions, init_factors
 from griffin_kernels.xla.runs import digest, read_run, text_digest, write_run
 from griffin_kernels.xla.sharding import fetch, on_mesh, place, shardings, spec
@@ -60,7 +61,7 @@ class Evaluation:
     @property
     def loss(self) -> float:
         """Nats for each predicted token."""
-        return self.nats / self.tokens
+        return self.nats / self.tokens if self.tokens else math.nan
 
     @property
     def perplexity(self) -> float:
@@ -95,8 +96,9 @@ class Trainer:
     mesh : Mesh, optional
         Devices to share rows, tokens and weights (:mod:`griffin_kernels.xla.sharding`). Weights and
         the optimiser's state are spread over rows' devices too. The mesh may span processes, all of
-        which then make the same calls; the first one writes. A run goes on to the same bits on a
-        mesh of the same shape.
+        which then make the same calls and see the same ``folder``; the first one writes. A run goes
+        on to the same bits on a mesh of the same shape. On accelerators matrix products have the
+        precision that JAX's ``jax_default_matmul_precision`` says.
 
     Raises
     ------
@@ -156,6 +158,12 @@ class Trainer:
             meta, arrays = found
             self._carry = self._place(jax.tree.unflatten(jax.tree.structure(self._carry), arrays))
             self.step, self.tokens_seen = meta["step"], meta["tokens_seen"]
+        theirs = first_process_says(self.step)
+        if theirs != self.step:
+            raise CheckpointError(
+                f"the first process goes on at step {theirs}, this one at {self.step}: all must "
+                f"share the folder {folder}"
+            )
         rows = options.batch_size * options.accumulate
         self._batches = batches(given, options.length, rows, options.seed, skip=self.step)
 
@@ -257,7 +265,7 @@ class Trainer:
             raise CheckpointError("this run has no folder to keep checkpoints in")
         meta = {"identity": self._identity, "step": self.step, "tokens_seen": self.tokens_seen}
         arrays = jax.tree.leaves(fetch(self._carry))
-        return write_run(self.folder, self.step, arrays, meta, write=jax.process_index() == 0)
+        return write_run(self.folder, self.step, arrays, meta, write=first_process())
 
     def _place(self, tree: Any) -> Any:
         """Copies of arrays on the devices; a step's result takes their place in memory."""

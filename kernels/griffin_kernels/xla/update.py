@@ -3,7 +3,7 @@
 ``update(carry, base, batch, config=..., options=...)`` takes and returns ``carry``, the trained
 arrays and the optimiser's state; ``base`` holds frozen weights where factors are trained on them
 (:mod:`griffin_kernels.xla.lora`), else None. Nothing else goes in or comes out.
-:func:`compiled_update` is the same as a program for one device.
+:func:`compiled_update` is the same as a compiled program.
 
 Choices of the RecurrentGemma report, section 2: no weight decay on the RG-LRU's parameters (nor on
 norms and biases), the derivative of the square root clipped at 1000.
@@ -23,7 +23,7 @@ from griffin_kernels.xla.data import Batch
 from griffin_kernels.xla.lora import LoraOptions, merge
 from griffin_kernels.xla.loss import cross_entropy_sum
 from griffin_kernels.xla.model import hidden
-from griffin_kernels.xla.sharding import by_hand, constrain_tree, cut
+from griffin_kernels.xla.sharding import by_hand, constrain_tree, cut, mesh_shape
 from griffin_np.config import GriffinConfig
 from griffin_np.errors import ConfigError
 from griffin_np.params import flatten, nest
@@ -155,7 +155,7 @@ def loss_sum(
             config.logits_soft_cap,
         )  # fmt: skip
 
-    if jax.sharding.get_abstract_mesh().empty:
+    if not mesh_shape():
         return part(params["embedding"], x, labels, weights)
     # All devices share the tokens, and each has the whole head for its part of them.
     rows, text = cut("data", len(tokens)), cut("sequence", tokens.shape[1])
