@@ -36,7 +36,7 @@ def results(model) -> dict[str, np.ndarray]:
 
 
 def trained(config, params, mesh, **options) -> dict[str, np.ndarray]:
-    """A gradient, and losses and weights of two steps of training."""
+    """A gradient; in the larger set, losses and weights of two steps of training too."""
     from functools import partial
 
     import jax
@@ -54,9 +54,11 @@ def trained(config, params, mesh, **options) -> dict[str, np.ndarray]:
     gradient = jax.jit(partial(loss_and_gradient, config=config, options=run))
     with on_mesh(mesh):
         _, found = jax.device_get(gradient(params, None, batch))
+    gradients = {f"gradient.{n}": a for n, a in flatten(found).items()}
+    if os.environ.get("HYPOTHESIS_PROFILE") != "explore":
+        return gradients
     trainer = Trainer(config, run, documents, base=params, mesh=mesh)
     losses = np.array([trainer.train_step(), trainer.train_step()])
-    gradients = {f"gradient.{n}": a for n, a in flatten(found).items()}
     weights = {f"weights.{n}": a for n, a in flatten(trainer.params).items()}
     return {"losses": losses} | gradients | weights
 

@@ -692,6 +692,10 @@ print(hashlib.sha256(model(tokens_for(SMALL, (2, 9), 0))[0].tobytes()).hexdigest
 
 
 @pytest.mark.skipif(os.name != "posix", reason="paths below a file, as POSIX has them")
+@pytest.mark.skipif(
+    os.environ.get("HYPOTHESIS_PROFILE") != "explore",
+    reason="compiles everything twice: HYPOTHESIS_PROFILE=explore runs it",
+)
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
     """Neither beside the sources, nor in the user's folder: then in a temporary one."""
     sources, file = tmp_path / "griffin_kernels", tmp_path / "file"

@@ -427,6 +427,7 @@ def test_matrix_products_have_full_precision():
         scan=found.scan,
         logits="all",
         watch=False,
+        step=False,
         gather=False,
     )
     products = [line for line in program.as_text().splitlines() if "dot_general" in line]

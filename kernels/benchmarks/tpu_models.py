@@ -113,7 +113,15 @@ def program(case: Case, config, devices) -> tuple[Any, Any, int]:
         else:
             tokens = array((B, T), jnp.int32, "data")
             lowered = read_text.lower(
-                params, tokens, tokens, layers, logits="last", watch=False, gather=False, **static
+                params,
+                tokens,
+                tokens,
+                layers,
+                logits="last",
+                watch=False,
+                step=T == 1,
+                gather=False,
+                **static,
             )
         began = time.perf_counter()
         compiled = lowered.compile()

@@ -44,16 +44,18 @@ def attention_block(
     config: GriffinConfig,
     past: Layer | None = None,
     watch: Watch = no_watch,
+    step: bool = False,
 ) -> tuple[Array, Layer]:
     """Local multi-query attention (Griffin 2.3); ``past`` and what it returns: rings of W keys and
-    values, where position p stands in slot ``p mod W``.
+    values, where position p stands in slot ``p mod W``. ``step``: see :func:`attention_step`.
     """
     B, T, _ = x.shape
     q = linear(p["query"], x).reshape(B, T, config.num_heads, config.head_dim)
     k = linear(p["key"], x).reshape(B, T, config.num_kv_heads, config.head_dim)
     v = linear(p["value"], x).reshape(B, T, config.num_kv_heads, config.head_dim)
     q, k = apply_rope(q, turn), apply_rope(k, turn)
-    if past is not None and T == 1:
+    if step:
+        assert past is not None
         y, after = attention_step(q, k, v, positions, past, watch)
     else:
         y, after = attend(q, k, v, positions, past, config.window, watch)
@@ -133,7 +135,8 @@ def attention_step(
     """One token of each row against the ring as it stands, which gains one entry.
 
     Nothing is put into order and a donated ring is changed in place: a step reads what it attends
-    to and writes one slot. Padding (position -1) changes nothing.
+    to and writes one slot. Padding (position -1) changes nothing. No row may start a document:
+    its ring would have to be cleared, and a program that can do that copies all rings.
 
     Parameters
     ----------
@@ -173,13 +176,8 @@ def attention_step(
     y = y / total
 
     slot = jnp.where(position >= 0, position % W, W)  # W is no slot: nothing is written
-    starts = position == 0
-
-    def forget(z):
-        return jnp.where(starts[:, None, None, None], 0, z)
 
     def write(z, new):
-        z = jax.lax.cond(jnp.any(starts), forget, lambda z: z, z)
         return z.at[rows, slot].set(new[:, 0], mode="drop")
 
     after = {"keys": write(ring["keys"], k), "values": write(ring["values"], v)}

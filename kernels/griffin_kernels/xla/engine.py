@@ -157,6 +157,7 @@ class JaxModel(Model):
                 scan=self.scan,
                 logits=logits,
                 watch=trace is not no_trace,
+                step=layout.shape[1] == 1 and not (steps == 0).any(),
                 gather=self._spans_processes,
             )
         values, watched = fetch((values, watched))
@@ -266,7 +267,7 @@ def _copy(tree: Any) -> Any:
 
 @partial(
     jax.jit,
-    static_argnames=("config", "scan", "logits", "watch", "gather"),
+    static_argnames=("config", "scan", "logits", "watch", "step", "gather"),
     donate_argnames=("layers",),
 )
 def read_text(
@@ -279,6 +280,7 @@ def read_text(
     scan: str,
     logits: str,
     watch: bool,
+    step: bool,
     gather: bool,
 ) -> tuple[Array | None, Any, OrderedDict[str, Array]]:
     """Logits, the state after the tokens, and what is watched, by name in order of computation."""
@@ -287,7 +289,7 @@ def read_text(
         x = embed(params, inputs, config) if inputs.ndim == 2 else inputs * config.embedding_scale
         x, after = residual_blocks(
             params, x, positions, config, layers, scan=scan,
-            watch=watched.__setitem__ if watch else no_watch,
+            watch=watched.__setitem__ if watch else no_watch, step=step,
         )  # fmt: skip
         values = None
         if logits == "last":

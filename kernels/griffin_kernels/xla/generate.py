@@ -113,7 +113,9 @@ def decode(
         positions = jnp.where(c["done"], -1, c["position"])[:, None]
         with jax.default_matmul_precision("highest"):
             x = embed(params, jnp.maximum(c["pending"], 0)[:, None], config)
-            x, after = residual_blocks(params, x, positions, config, c["layers"], scan=scan)
+            x, after = residual_blocks(
+                params, x, positions, config, c["layers"], scan=scan, step=True
+            )
             logits = head(params, x[:, 0], config)
         c = c | {"layers": constrain_tree(after), "position": c["position"] + ~c["done"]}
         return draw(logits, c)

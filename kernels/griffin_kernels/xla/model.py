@@ -152,6 +152,7 @@ def residual_blocks(
     scan: str = "sequential",
     remat: bool = False,
     watch: Watch = no_watch,
+    step: bool = False,
 ) -> tuple[Array, list[Layer]]:
     """All residual blocks and the final norm.
 
@@ -172,6 +173,8 @@ def residual_blocks(
         As for :func:`forward`.
     watch : callable, optional
         Receives intermediate results by the names that the reference gives them.
+    step : bool
+        T is 1, there are ``layers``, and no row starts a document: states are changed in place.
 
     Returns
     -------
@@ -191,7 +194,7 @@ def residual_blocks(
     def block(kind, p, x, past, watch):
         apply = partial(
             residual_block, positions=positions, turn=turn, kind=kind, config=config, scan=scan,
-            watch=watch,
+            watch=watch, step=step,
         )  # fmt: skip
         return (jax.checkpoint(apply) if remat else apply)(p, x, past)
 
@@ -255,6 +258,7 @@ def residual_block(
     config: GriffinConfig,
     scan: str = "sequential",
     watch: Watch = no_watch,
+    step: bool = False,
 ) -> tuple[Array, Layer]:
     """``x + Temporal(RMSNorm(x))``, then ``x + MLP(RMSNorm(x))`` (Griffin 2.1, figure 2a)."""
     u = rms_norm(x, p["temporal_norm"], config.norm_eps)
@@ -263,13 +267,13 @@ def residual_block(
         y, after = recurrent_block(p[kind], u, positions, past, scan, inner)
     else:
         assert turn is not None
-        y, after = attention_block(p[kind], u, positions, turn, config, past, inner)
+        y, after = attention_block(p[kind], u, positions, turn, config, past, inner, step)
     watch("temporal", y)
     x = x + y
     x = x + mlp(p["mlp"], rms_norm(x, p["mlp_norm"], config.norm_eps))
     x = constrain(x, "data", "sequence", None)
     watch("residual", x)
-    if past is not None and not (kind == ATTENTION and x.shape[1] == 1):  # which looks after that
+    if past is not None and not (step and kind == ATTENTION):  # which looks after that
         moved = positions[:, 0] >= 0
         after = {
             name: jnp.where(moved.reshape(-1, *[1] * (new.ndim - 1)), new, past[name])
