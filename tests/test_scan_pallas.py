@@ -132,7 +132,7 @@ def check_scan(run, shape, dtype, seed, **options):
 class TestScans:
     """All of them are one function."""
 
-    @settings(max_examples=MANY)
+    @settings(max_examples=min(MANY, 30))
     @given(shape=shapes, dtype=dtypes, seed=seeds)
     @pytest.mark.parametrize("name", ["sequential", "associative"])
     def test_in_plain_xla(self, name, shape, dtype, seed):
