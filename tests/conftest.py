@@ -22,3 +22,18 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("GRIFFIN_NP_TEST_DATA does not name the folder of the large test data")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def transformers_in_double():
+    """The adapter of transformers, which computes in float64 as long as this lasts."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from griffin_conformance.backends import transformers
+
+    scan = transformers.theirs.RecurrentGemmaRglru._rnn_scan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "float", torch.float64)
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        patch.setattr(scan, "__defaults__", (torch.float64,))
+        yield transformers

@@ -17,8 +17,14 @@ def text(config, rows: int = 4, length: int = 37):
     positions[1, 20:] = np.arange(17)  # a second document
     positions[2, :5], positions[2, 5:] = -1, np.arange(32)
     positions[3, 2:] = -1  # shorter than the convolution
-    after = rng.integers(3, config.vocab_size, (rows, 21))
-    return tokens, positions, after
+    return tokens, positions, rng.integers(3, config.vocab_size, (rows, 21))
+
+
+def goes_on(position: np.ndarray, length: int = 20) -> np.ndarray:
+    """Positions of texts that go on; the first row begins a document, on the first of two devices."""
+    positions = position[:, None] + np.arange(length)
+    positions[0, 3:] = np.arange(length - 3)
+    return positions
 
 
 def results(model) -> dict[str, np.ndarray]:
@@ -27,7 +33,7 @@ def results(model) -> dict[str, np.ndarray]:
     found = {}
     found["logits"], state = model(tokens, positions)
     found["step"], state = model(after[:, :1], None, state)
-    found["more"], state = model(after[:, 1:], None, state)
+    found["more"], state = model(after[:, 1:], goes_on(state.position), state)
     found |= {f"state.{name}": array for name, array in state.arrays().items()}
     options = {"max_tokens": 6, "ignore_eos": True, "temperature": 1.0, "top_p": 0.9, "seed": 3}
     written = model.generate([[3, 4, 5], [6]], **options)

@@ -18,7 +18,8 @@ from support import SMALL, assert_close, random_model, random_parameters, tokens
 
 import griffin_np as gnp  # noqa: E402
 from griffin_kernels.xla import attention, engine, rope  # noqa: E402
-from griffin_kernels.xla.engine import JaxModel, Layout  # noqa: E402
+from griffin_kernels.xla.engine import JaxModel  # noqa: E402
+from griffin_kernels.xla.layout import Layout  # noqa: E402
 from griffin_np.errors import ConfigError, PositionError, StateError  # noqa: E402
 from griffin_np.params import flatten  # noqa: E402
 from griffin_np.state import State  # noqa: E402

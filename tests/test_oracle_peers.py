@@ -39,30 +39,15 @@ def assert_agreement(case: Case, logits: np.ndarray) -> None:
 # -- transformers
 
 
-@pytest.fixture(scope="module")
-def adapter():
-    """The adapter of transformers, which computes in float64 as long as this lasts."""
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    pytest.importorskip("transformers", reason="transformers is not installed")
-    from griffin_conformance.backends import transformers
-
-    scan = transformers.theirs.RecurrentGemmaRglru._rnn_scan
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "float", torch.float64)
-        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        patch.setattr(scan, "__defaults__", (torch.float64,))
-        yield transformers
-
-
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_transformers_agrees(adapter, data):
+def test_transformers_agrees(transformers_in_double, data):
     """Whole texts, its window set to W + 1: residual streams and logits."""
-    torch, backend = adapter.torch, adapter.TransformersBackend()
+    torch, backend = transformers_in_double.torch, transformers_in_double.TransformersBackend()
     worlds = any_world(Scope(adapt=backend.adapt))
     world = data.draw(worlds)
-    with adapter.quiet():
-        model = adapter.build(world.config, world.parameters()).double()
+    with transformers_in_double.quiet():
+        model = transformers_in_double.build(world.config, world.parameters()).double()
         tokens = torch.tensor(world.tokens(0))[None]
         found = model(tokens, output_hidden_states=True, use_cache=False)
     assert found.logits.dtype == torch.float64

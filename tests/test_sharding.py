@@ -11,7 +11,7 @@ import pytest
 
 jax = pytest.importorskip("jax")
 
-from many_devices import results, text, trained  # noqa: E402
+from many_devices import goes_on, results, text, trained  # noqa: E402
 from support import SHARDED, assert_close, random_model, random_parameters  # noqa: E402
 
 import griffin_np as gnp  # noqa: E402
@@ -54,7 +54,7 @@ def test_a_mesh_computes_what_the_reference_computes(on_meshes, case):
     tokens, positions, after = text(SHARDED)
     logits, state = reference(tokens, positions)
     step, state = reference(after[:, :1], None, state)
-    more, state = reference(after[:, 1:], None, state)
+    more, state = reference(after[:, 1:], goes_on(state.position), state)
     chain = longest_chain(SHARDED, 58)
     for name, expected in (("logits", logits), ("step", step), ("more", more)):
         found = on_meshes[f"{case}/{name}"]

@@ -210,29 +210,14 @@ def test_where_the_clip_acts_gradients_are_those_of_the_clipped_formula(monkeypa
     assert min(free[name] for name in first) > 1, "without the clip the gradient is another one"
 
 
-@pytest.fixture(scope="module")
-def in_double():
-    """transformers, which computes in float64 as long as this lasts."""
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    pytest.importorskip("transformers", reason="transformers is not installed")
-    from griffin_conformance.backends import transformers
-
-    scan = transformers.theirs.RecurrentGemmaRglru._rnn_scan
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "float", torch.float64)
-        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        patch.setattr(scan, "__defaults__", (torch.float64,))
-        yield transformers
-
-
 @pytest.mark.peers
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("clip_acts", [False, True])
-def test_gradients_agree_with_transformers(in_double, clip_acts):
+def test_gradients_agree_with_transformers(transformers_in_double, clip_acts):
     """Its automatic differentiation in float64, its own clip included, array by array."""
     from griffin_np.checkpoints.hf_names import tensor_names
 
-    torch = in_double.torch
+    torch = transformers_in_double.torch
     config = SMALL.replace(depth=3, vocab_size=20, lru_width=24)
     for seed in range(3):
         flat = flatten(random_parameters(config, seed, "float32"))
@@ -240,7 +225,7 @@ def test_gradients_agree_with_transformers(in_double, clip_acts):
             flat = near_one(flat, seed)
         # Id 0 is padding to transformers, whose gradient it leaves out.
         tokens = np.maximum(tokens_for(config, (2, config.window), seed), 1)
-        peer = in_double.build(config, flat).double()
+        peer = transformers_in_double.build(config, flat).double()
         peer.tie_weights()
         assert peer.lm_head.weight is peer.model.embed_tokens.weight
         ids = torch.tensor(tokens)

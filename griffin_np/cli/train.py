@@ -192,7 +192,7 @@ def _options(args: argparse.Namespace):
     import jax
 
     from griffin_kernels.xla.lora import TARGETS, LoraOptions
-    from griffin_kernels.xla.scan_xla import FASTEST
+    from griffin_kernels.xla.scan_xla import fastest_scan
     from griffin_kernels.xla.train import TrainOptions
 
     lora = None
@@ -205,7 +205,7 @@ def _options(args: argparse.Namespace):
         lora = LoraOptions(args.lora, alpha, targets)
     elif args.lora_alpha is not None or args.lora_targets is not None:
         raise ConfigError("--lora-alpha and --lora-targets need --lora RANK")
-    scan = args.scan or FASTEST.get(jax.devices()[0].platform, "associative")
+    scan = args.scan or fastest_scan(jax.devices()[0].platform)
     rate = 2.5e-3 if not args.model else 1e-4 if lora is None else 1e-3
     warmup = args.steps // 10 if args.model else 200
     return TrainOptions(

@@ -75,7 +75,7 @@ def join(text: str) -> bool:
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"the processes of --distributed {text} did not meet: {reason}") from None
-    return jax.process_index() == 0
+    return first_process()
 
 
 @contextmanager

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 
 from griffin_kernels.xla.device_state import DeviceState
 from griffin_kernels.xla.distributed import common_seed
-from griffin_kernels.xla.generate import DeviceRun, bucket, decode
+from griffin_kernels.xla.generate import DeviceRun, decode
 from griffin_kernels.xla.layers import no_watch, real_tokens
+from griffin_kernels.xla.layout import Layout, padded_rows
 from griffin_kernels.xla.model import embed, head, residual_blocks, stack, unstack
 from griffin_kernels.xla.sampling import Options, Steps
-from griffin_kernels.xla.scan_xla import FASTEST, SCANS
+from griffin_kernels.xla.scan_xla import SCANS, fastest_scan
 from griffin_kernels.xla.sharding import constrain_tree, fetch, on_mesh, place, shardings
 from griffin_np.base import Model
 from griffin_np.config import GriffinConfig
@@ -38,7 +39,7 @@ from griffin_np.params import fingerprint as identify
 from griffin_np.params import flatten, validate
 from griffin_np.state import State
 
-__all__ = ["JaxModel", "Layout"]
+__all__ = ["JaxModel"]
 
 DTYPES = ("float32", "bfloat16")
 
@@ -89,7 +90,7 @@ class JaxModel(Model):
         if dtype not in DTYPES:
             raise ConfigError(f"the jax backend computes in {' or '.join(DTYPES)}, got {dtype}")
         platform = (mesh.devices.flat[0] if mesh else jax.devices()[0]).platform
-        scan = scan or FASTEST.get(platform, "associative")
+        scan = scan or fastest_scan(platform)
         if scan not in SCANS:
             raise ConfigError(f"no scan {scan!r}; choose one of {', '.join(SCANS)}")
         super().__init__(config, dtype, fingerprint or identify(params, config))
@@ -191,7 +192,7 @@ class JaxModel(Model):
         Arrays have the rows of ``state``, which is used up.
         """
         B = state.batch
-        rows = Layout.rows(B, self._axis("data"))
+        rows = padded_rows(B, self._axis("data"))
 
         def pad(array, fill=0):
             widths = ((0, rows - B),) + ((0, 0),) * (array.ndim - 1)
@@ -299,55 +300,3 @@ def read_text(
     if gather and logits != "none":
         values, watched = lax.with_sharding_constraint((values, watched), P())
     return values, constrain_tree(after), watched
-
-
-class Layout:
-    """Where the real tokens of a batch stand, and where they go: to the left of padded rows.
-
-    Parameters
-    ----------
-    positions : array of shape (B, T)
-        -1 is padding, anywhere.
-    data, sequence : int
-        Devices that share rows, and that share tokens.
-
-    Attributes
-    ----------
-    count : array of shape (B,)
-        Real tokens of each row.
-    shape : tuple of int
-        Rows and tokens of the padded batch: powers of two, or multiples of the devices that share
-        them. One token is not shared.
-    """
-
-    def __init__(self, positions: NDArray, data: int = 1, sequence: int = 1):
-        real = positions >= 0
-        self.count = real.sum(axis=1)
-        longest = int(self.count.max(initial=0))
-        tokens = _multiple(bucket(longest), sequence) if longest > 1 else 1
-        self.shape = (self.rows(len(positions), data), tokens)
-        self._given = positions.shape
-        self._rows, self._columns = np.nonzero(real)  # row by row, so ranks count up within each
-        first = np.cumsum(self.count) - self.count
-        self._ranks = np.arange(len(self._rows)) - first[self._rows]
-
-    @staticmethod
-    def rows(batch: int, data: int = 1) -> int:
-        """Rows of a padded batch."""
-        return _multiple(bucket(batch), data)
-
-    def gather(self, array: NDArray, fill: int) -> NDArray:
-        """(B, T, ...) to the padded batch."""
-        padded = np.full((*self.shape, *array.shape[2:]), fill, array.dtype)
-        padded[self._rows, self._ranks] = array[self._rows, self._columns]
-        return padded
-
-    def scatter(self, padded: NDArray) -> NDArray:
-        """Inverse of :meth:`gather`; padding becomes 0."""
-        array = np.zeros((*self._given, *padded.shape[2:]), padded.dtype)
-        array[self._rows, self._columns] = padded[self._rows, self._ranks]
-        return array
-
-
-def _multiple(size: int, of: int) -> int:
-    return -(-size // of) * of

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array, lax
 from numpy.typing import NDArray
 
+from griffin_kernels.xla.layout import bucket
 from griffin_kernels.xla.model import embed, head, residual_blocks
 from griffin_kernels.xla.sampling import FAULTS, Options, Steps, choose, options_of
 from griffin_kernels.xla.sharding import constrain_tree
@@ -31,7 +32,7 @@ from griffin_np.state import State
 if TYPE_CHECKING:
     from griffin_kernels.xla.engine import JaxModel
 
-__all__ = ["DeviceRun", "bucket", "decode"]
+__all__ = ["DeviceRun", "decode"]
 
 CHUNK = 32
 """Tokens between two looks at the text, where a stop string may end it."""
@@ -215,8 +216,3 @@ class DeviceRun(Run):
             tail = row.history[-last:]
             ring[: len(tail)] = tail
         return recent, (recent >= 0).sum(axis=1).astype(np.int32)
-
-
-def bucket(size: int) -> int:
-    """The power of two that is at least ``size``."""
-    return 1 << max(size - 1, 0).bit_length()
