@@ -72,7 +72,12 @@ def holds(backend: Backend, case: BlockCase) -> Sequence[Comparison]:
     return [Envelope.of(truth, samples, profile).compare(name, found)]
 
 
-@check("L1", lambda scope: block_cases(scope, "R"), strata=(*SIZES, "more than 256 tokens"))
+@check(
+    "L1",
+    lambda scope: block_cases(scope, "R"),
+    strata=(*SIZES, "more than 256 tokens"),
+    clauses=("BLOCK-2", "BLOCK-1", "MLP-2", "BLOCK-5"),
+)
 def recurrent_blocks(backend: Backend, case: BlockCase) -> Sequence[Comparison]:
     """A residual block with the recurrence gives the oracle's output."""
     return holds(backend, case)
@@ -82,6 +87,7 @@ def recurrent_blocks(backend: Backend, case: BlockCase) -> Sequence[Comparison]:
     "L1",
     lambda scope: block_cases(scope, "A"),
     strata=(*SIZES, "crosses the window", "more than 256 tokens"),
+    clauses=("ATTN-9", "BLOCK-1", "MLP-2", "BLOCK-5"),
 )
 def attention_blocks(backend: Backend, case: BlockCase) -> Sequence[Comparison]:
     """A residual block with local attention gives the oracle's output, also beyond a window."""

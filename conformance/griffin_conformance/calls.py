@@ -18,7 +18,7 @@ from griffin_conformance.strategies import cases, pooled
 __all__: list[str] = []
 
 
-@check("L2", lambda scope: cases(scope, rows=(2, 2)))
+@check("L2", lambda scope: cases(scope, rows=(2, 2)), clauses=("CALL-4",))
 def nothing_stays_in_the_model(backend: Backend, case: Case) -> Sequence[Comparison]:
     """What a model has read before, in other calls and batches, changes nothing."""
     model, results = model_of(backend, case), []
@@ -30,7 +30,7 @@ def nothing_stays_in_the_model(backend: Backend, case: Case) -> Sequence[Compari
     return results + alone.compare(execute(model, both), both)
 
 
-@check("L2", lambda scope: cases(scope, rows=(1, 2), pad="anywhere"))
+@check("L2", lambda scope: cases(scope, rows=(1, 2), pad="anywhere"), clauses=("CALL-5", "CALL-6"))
 def calls_are_pure(backend: Backend, case: Case) -> Sequence[Comparison]:
     """A call changes nothing that it is given, and the same call gives the same again."""
     model, alone = model_of(backend, case), Alone(backend, case)
@@ -65,7 +65,7 @@ def mixed_requests(draw, scope) -> Case:
     return replace(case, extra=tuple(draw(kinds) for _ in case.layout.calls()))
 
 
-@check("L2", mixed_requests)
+@check("L2", mixed_requests, clauses=("CALL-7",))
 def last_logits(backend: Backend, case: Case) -> Sequence[Comparison]:
     """``logits="last"`` gives those of each row's last real token in the call, or 0; ``"none"``
     gives none; the state does not depend on what was asked for.
@@ -144,14 +144,14 @@ def refusal(backend: Backend, case: Case) -> str:
     )
 
 
-@check("L2", refused, weight=0.5)
+@check("L2", refused, weight=0.5, clauses=("CALL-8",))
 def impossible_calls_are_refused(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Positions and tokens that no text can have raise ValueError, in any row, at any time."""
     refusal(backend, case)
     return []
 
 
-@check("L2", refused, must=False, weight=0.5)
+@check("L2", refused, must=False, weight=0.5, clauses=("CALL-9",))
 def refusals_name_the_place(backend: Backend, case: Case) -> Sequence[Comparison]:
     """The error says ``row R, column C`` of the call."""
     said, _, place = refusal(backend, case).partition(" | expected: ")

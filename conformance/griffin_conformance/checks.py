@@ -21,11 +21,24 @@ LEVELS = {
     "L1": "blocks",
     "L2": "the model's laws",
     "L3": "state and generation",
+    "L4": "checkpoints and tokenizer",
+    "L5": "quantised models",
 }
 
 
 class Violation(Exception):
-    """A law that is broken in a way that is no matter of size."""
+    """A law that is broken in a way that is no matter of size.
+
+    Parameters
+    ----------
+    message : str
+    clause : str
+        The clause that is violated, where it is known better than from the check.
+    """
+
+    def __init__(self, message: str, clause: str = ""):
+        super().__init__(message)
+        self.clause = clause
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,8 @@ class Check:
         What examples must have met, each at least once in every 20.
     weight : float
         Examples relative to the others.
+    clauses : tuple of str
+        Clauses of ``SPEC.md`` that it tests, the most likely culprit of a failure first.
     """
 
     name: str
@@ -80,6 +95,7 @@ class Check:
     holds: Callable[[Backend, Any], Sequence[Comparison]]
     strata: tuple[str, ...] = ()
     weight: float = 1.0
+    clauses: tuple[str, ...] = ()
 
 
 CHECKS: dict[str, Check] = {}
@@ -92,13 +108,14 @@ def check(
     must: bool = True,
     strata: tuple[str, ...] = (),
     weight: float = 1.0,
+    clauses: tuple[str, ...] = (),
 ):
     """Register the function below as a check; its docstring is what the check says."""
 
     def register(function):
         name = function.__name__.replace("_", "-")
         says = " ".join((function.__doc__ or "").split())
-        CHECKS[name] = Check(name, level, says, must, cases, function, strata, weight)
+        CHECKS[name] = Check(name, level, says, must, cases, function, strata, weight, clauses)
         return function
 
     return register

@@ -21,7 +21,7 @@ from griffin_conformance.worlds import World
 __all__: list[str] = []
 
 
-@check("L3", whole_cases)
+@check("L3", whole_cases, clauses=("GEN-1",))
 def best_tokens(backend: Backend, case: Case) -> Sequence[Comparison]:
     """The most probable next token is the oracle's, wherever rounding cannot change which it is.
 
@@ -63,7 +63,7 @@ def generated(model, case: Case, **options):
     return texts, [list(map(int, generation.tokens)) for generation in found]
 
 
-@check("L3", prompts, strata=("rows of several lengths",), weight=2)
+@check("L3", prompts, strata=("rows of several lengths",), weight=2, clauses=("GEN-2",))
 def greedy_text(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Greedy generation takes the oracle's best token after its own text, where that is clear."""
     texts, found = generated(model_of(backend, case), case, temperature=0)
@@ -92,7 +92,7 @@ def envelope_of(world: World, tokens: Sequence[int], profile: Profile) -> Envelo
     return Envelope.of(truth, samples["logits"], profile)
 
 
-@check("L3", prompts, must=False)
+@check("L3", prompts, must=False, clauses=("GEN-3",))
 def seeds_repeat(backend: Backend, case: Case) -> Sequence[Comparison]:
     """The same seed gives the same text, whatever other rows are in the batch."""
     options = {"temperature": 0.9, "seed": case.world.seed}

@@ -41,6 +41,7 @@ def whole_cases(scope) -> st.SearchStrategy[Case]:
         "odd width",
     ),
     weight=2,
+    clauses=("CALL-11", "BLOCK-3", "BLOCK-4", "EMBED-2"),
 )
 def whole_texts(backend: Backend, case: Case) -> Sequence[Comparison]:
     """A text read in one call gives the oracle's residual streams and logits."""
@@ -86,7 +87,7 @@ def with_a_change(backend: Backend, case: Case) -> tuple[Run, Run, int, NDArray]
     return before, after, at, changed[0]
 
 
-@check("L2", lambda scope: changes(scope))
+@check("L2", lambda scope: changes(scope), clauses=("ATTN-3",))
 def nothing_sees_the_future(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Logits do not depend on later tokens."""
     before, after, at, _ = with_a_change(backend, case)
@@ -95,7 +96,12 @@ def nothing_sees_the_future(backend: Backend, case: Case) -> Sequence[Comparison
     return [envelope.between(name, after.logits[0, :at], before.logits[0, :at])]
 
 
-@check("L2", lambda scope: changes(scope, "A"), strata=("crosses the window",))
+@check(
+    "L2",
+    lambda scope: changes(scope, "A"),
+    strata=("crosses the window",),
+    clauses=("ATTN-1", "ATTN-2"),
+)
 def the_window_shows_w_past_tokens(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Attention sees a token and the W before it in its document, W + 1 keys, and none beyond."""
     before, after, at, changed = with_a_change(backend, case)
@@ -142,7 +148,12 @@ def decoding_cases(draw, scope) -> Case:
     return Case(world, Layout((((0, n),),), (), tuple(range(prompt, n))), (told,))
 
 
-@check("L2", decoding_cases, strata=("crosses the window", "call of 1 token"))
+@check(
+    "L2",
+    decoding_cases,
+    strata=("crosses the window", "call of 1 token"),
+    clauses=("CALL-2", "CALL-3", "ATTN-7"),
+)
 def decoding_continues_a_prompt(backend: Backend, case: Case) -> Sequence[Comparison]:
     """A prompt and then one token at a time give what the whole text gives.
 
@@ -157,6 +168,7 @@ def decoding_continues_a_prompt(backend: Backend, case: Case) -> Sequence[Compar
     lambda scope: cases(scope, cut=True),
     strata=("crosses the window", "call of 1 token", "call of 2 tokens", "call of 3 tokens"),
     weight=2,
+    clauses=("CALL-1", "CONV-2"),
 )
 def any_chunking(backend: Backend, case: Case) -> Sequence[Comparison]:
     """A text cut into calls in any way, some without tokens, gives what it gives whole."""
@@ -167,6 +179,7 @@ def any_chunking(backend: Backend, case: Case) -> Sequence[Comparison]:
     "L2",
     lambda scope: cases(scope, documents=(2, 5), short_end=True),
     strata=("reset inside a call", "last document of 1-2 tokens", "crosses the window"),
+    clauses=("DOC-1", "DOC-2", "CONV-3", "ATTN-6", "RGLRU-5", "ROPE-5"),
 )
 def packed_documents(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Documents that share a row give what they give apart; position 0 starts one."""
@@ -186,13 +199,18 @@ def packed_then_decoded(draw, scope) -> Case:
     return Case(world, Layout((tuple(row),), (), tuple(range(prompt, prompt + more))), (n,))
 
 
-@check("L2", packed_then_decoded, strata=("call of 1 token",))
+@check("L2", packed_then_decoded, strata=("call of 1 token",), clauses=("DOC-3", "CONV-4"))
 def decoding_continues_packed_documents(backend: Backend, case: Case) -> Sequence[Comparison]:
     """After packed documents, decoding continues the last, also if it had one or two tokens."""
     return as_if_alone(backend, case)
 
 
-@check("L2", lambda scope: cases(scope, rows=(1, 3), pad="left"), strata=("padding on the left",))
+@check(
+    "L2",
+    lambda scope: cases(scope, rows=(1, 3), pad="left"),
+    strata=("padding on the left",),
+    clauses=("PAD-1", "CONV-5"),
+)
 def padding_on_the_left(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Padding before a text changes nothing, and its own logits are 0."""
     return as_if_alone(backend, case)
@@ -214,7 +232,12 @@ def padded_then_decoded(draw, scope) -> Case:
     return Case(world, Layout(grown, pads, tuple(range(width, total))))
 
 
-@check("L2", padded_then_decoded, strata=("padding on the left", "rows of several lengths"))
+@check(
+    "L2",
+    padded_then_decoded,
+    strata=("padding on the left", "rows of several lengths"),
+    clauses=("PAD-1", "CONV-5"),
+)
 def decoding_continues_padded_rows(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Short prompts padded on the left to one length are continued as each would be alone."""
     return as_if_alone(backend, case)
@@ -224,6 +247,7 @@ def decoding_continues_padded_rows(backend: Backend, case: Case) -> Sequence[Com
     "L2",
     lambda scope: cases(scope, pad="anywhere", documents=(1, 3), cut=True),
     strata=("padding inside a row", "reset inside a call"),
+    clauses=("PAD-2", "PAD-3", "PAD-4", "ATTN-8", "ROPE-5"),
 )
 def padding_anywhere(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Padding changes nothing wherever it stands, and its own logits are 0."""
@@ -240,6 +264,7 @@ def padding_anywhere(backend: Backend, case: Case) -> Sequence[Comparison]:
         "padding inside a row",
         "last document of 1-2 tokens",
     ),
+    clauses=("BATCH-1", "BATCH-2"),
 )
 def rows_are_independent(backend: Backend, case: Case) -> Sequence[Comparison]:
     """A row of a batch, even an empty one, depends on none of the others."""

@@ -118,7 +118,7 @@ def simulated(backend: Backend, case: OperationCase) -> tuple[Profile, Simulatio
     return profile, Simulation(profile, seed=case.seed)
 
 
-@check("L0", lambda scope: operation_cases(scope, tokens=(1, 3)))
+@check("L0", lambda scope: operation_cases(scope, tokens=(1, 3)), clauses=("EMBED-1",))
 def embeddings_are_scaled(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """Embeddings are multiplied by sqrt(width) rounded to bfloat16, whatever the dtype."""
     profile, simulation = simulated(backend, case)
@@ -129,7 +129,12 @@ def embeddings_are_scaled(backend: Backend, case: OperationCase) -> Sequence[Com
     )
 
 
-@check("L0", lambda scope: operation_cases(scope, extra=(1e-6, 1e-5, 1e-12)), strata=("tiny",))
+@check(
+    "L0",
+    lambda scope: operation_cases(scope, extra=(1e-6, 1e-5, 1e-12)),
+    strata=("tiny",),
+    clauses=("NORM-1", "NORM-2", "NORM-3"),
+)
 def rms_norms(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """RMSNorm divides by sqrt(mean(x^2) + eps) and multiplies by 1 + scale."""
     profile, simulation = simulated(backend, case)
@@ -143,7 +148,7 @@ def rms_norms(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     return against("rms_norm", backend.rms_norm(x, scale, case.extra), truth, samples, profile)
 
 
-@check("L0", lambda scope: operation_cases(scope, heads=(1, 2, 3)))
+@check("L0", lambda scope: operation_cases(scope, heads=(1, 2, 3)), clauses=("LIN-1",))
 def linear_layers(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """A linear layer is ``x @ weight + bias``, weight of shape (inputs, outputs)."""
     profile, simulation = simulated(backend, case)
@@ -159,7 +164,7 @@ def linear_layers(backend: Backend, case: OperationCase) -> Sequence[Comparison]
     return against("linear", backend.linear(x, w, bias), truth, samples, profile)
 
 
-@check("L0", lambda scope: operation_cases(scope))
+@check("L0", lambda scope: operation_cases(scope), clauses=("MLP-1",))
 def gelu_by_tanh(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """GeLU is the tanh form, everywhere."""
     profile, simulation = simulated(backend, case)
@@ -173,6 +178,7 @@ def gelu_by_tanh(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
 @check(
     "L0",
     lambda scope: operation_cases(scope, heads=(1, 2, 4, 5), extra=(0, 1, 2, 7), tokens=(1, 9)),
+    clauses=("CONV-1", "CONV-2"),
 )
 def convolutions(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """The last row of the convolution's weights meets the current token; inputs carry over."""
@@ -205,7 +211,9 @@ def convolutions(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
 
 
 @check(
-    "L0", lambda scope: operation_cases(scope, styles=("ordinary", "every size"), heads=(1, 2, 3))
+    "L0",
+    lambda scope: operation_cases(scope, styles=("ordinary", "every size"), heads=(1, 2, 3)),
+    clauses=("GATE-1", "GATE-2"),
 )
 def gates(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """Equations (1) and (2): sigmoid(W x + b), one block of W for each head, W as (in, out).
@@ -225,7 +233,11 @@ def gates(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
 POSITIONS = (0.0, 1.0, 255.0, 2000.0, 1e6, 2.0**24 + 1, 2.0**31 - 20)
 
 
-@check("L0", lambda scope: operation_cases(scope, extra=POSITIONS, heads=(1, 2, 3)))
+@check(
+    "L0",
+    lambda scope: operation_cases(scope, extra=POSITIONS, heads=(1, 2, 3)),
+    clauses=("ROPE-1", "ROPE-2", "ROPE-3", "ROPE-4"),
+)
 def rotary_embeddings(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """RoPE turns channel j with channel j + half, by angles exact to 1e-6 rad below 2^31."""
     profile, simulation = simulated(backend, case)
@@ -253,6 +265,7 @@ def rotary_embeddings(backend: Backend, case: OperationCase) -> Sequence[Compari
         extra=(1, 2, 5, 40),
         tokens=(1, 20),
     ),
+    clauses=("ATTN-4", "ATTN-5", "ATTN-1", "ATTN-2"),
 )
 def attentions(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """Attention over W + 1 keys: softmax of q k / sqrt(d), also of scores beyond 100; heads share
@@ -281,7 +294,11 @@ def attentions(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     return against("attention", backend.attention(q, k, v, at, W), truth, samples, profile)
 
 
-@check("L0", lambda scope: operation_cases(scope, extra=(30.0, scope.caps, 5.0)))
+@check(
+    "L0",
+    lambda scope: operation_cases(scope, extra=(30.0, scope.caps, 5.0)),
+    clauses=("HEAD-1", "HEAD-2", "EMBED-3"),
+)
 def logits_and_soft_caps(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """Logits are x times the embedding, capped by c tanh(z / c); a cap of 0 is none."""
     profile, simulation = simulated(backend, case)

@@ -75,19 +75,28 @@ def decays_of(backend: Backend, case: OperationCase, strict: bool) -> Sequence[C
     return results
 
 
-@check("L0", lambda scope: operation_cases(scope, styles=DECAYS), strata=DECAYS)
+@check(
+    "L0",
+    lambda scope: operation_cases(scope, styles=DECAYS),
+    strata=DECAYS,
+    clauses=("RGLRU-1", "RGLRU-2", "RGLRU-4"),
+)
 def decays(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """Equation (3): log a = -8 r softplus(a_param), a = 1 to rounding and a = 0 included."""
     return decays_of(backend, case, strict=False)
 
 
-@check("L0", lambda scope: operation_cases(scope, styles=DECAYS), must=False)
+@check("L0", lambda scope: operation_cases(scope, styles=DECAYS), must=False, clauses=("RGLRU-3",))
 def multipliers_keep_their_digits(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """sqrt(1 - a^2) should be exact where a is almost 1, as ``-expm1(2 log a)`` is."""
     return decays_of(backend, case, strict=True)
 
 
-@check("L0", lambda scope: operation_cases(scope, heads=(1, 2, 3), extra=(0, 3)))
+@check(
+    "L0",
+    lambda scope: operation_cases(scope, heads=(1, 2, 3), extra=(0, 3)),
+    clauses=("RGLRU-4", "GATE-3", "RGLRU-6"),
+)
 def recurrences(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """Equations (1) to (4) in a row; position 0 forgets the state and enters undamped."""
     profile, simulation = simulated(backend, case)
@@ -162,7 +171,7 @@ def scan_cases(*tokens: int) -> st.SearchStrategy[OperationCase]:
     )
 
 
-@check("L0", lambda scope: scan_cases(1, 2, 3, 17, 64, 300))
+@check("L0", lambda scope: scan_cases(1, 2, 3, 17, 64, 300), clauses=("RGLRU-7", "RGLRU-8"))
 def scans(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """The recurrence h = a h + x from a given state, for decays from none to instant; with a = 1
     and x = 0 it does not move.
@@ -170,7 +179,7 @@ def scans(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     return scans_of(backend, case)
 
 
-@check("L0", lambda scope: scan_cases(LONG), weight=0.05)
+@check("L0", lambda scope: scan_cases(LONG), weight=0.05, clauses=("RGLRU-9", "RGLRU-7"))
 def long_scans(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """After 20,000 steps of any decay the state is still that of the recurrence."""
     return scans_of(backend, case)

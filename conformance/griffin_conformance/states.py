@@ -43,6 +43,7 @@ def need(state, *names: str):
     ),
     strata=("crosses the window", "last document of 1-2 tokens"),
     weight=2,
+    clauses=("STATE-1", "STATE-2", "STATE-3"),
 )
 def state_values(backend: Backend, case: Case) -> Sequence[Comparison]:
     """After any layout the state holds the oracle's values, and zeros outside the document."""
@@ -64,7 +65,7 @@ def two_lengths(draw, scope) -> Case:
     return Case(world, Layout((row,)), (draw(sizes(world, 1)),))
 
 
-@check("L3", two_lengths, weight=0.5)
+@check("L3", two_lengths, weight=0.5, clauses=("STATE-4",))
 def state_size(backend: Backend, case: Case) -> Sequence[Comparison]:
     """The state takes the same bytes however long the text was."""
     long = execute(model_of(backend, case), case).state
@@ -95,7 +96,7 @@ def stopped(backend: Backend, case: Case):
     return model, state, tokens[:, at:], positions[:, at:]
 
 
-@check("L3", continued)
+@check("L3", continued, clauses=("STATE-5",))
 def saved_states_continue(backend: Backend, case: Case) -> Sequence[Comparison]:
     """A state saved to a file has the same bits when it is loaded, and continues."""
     model, state, tokens, positions = stopped(backend, case)
@@ -118,7 +119,7 @@ def saved_states_continue(backend: Backend, case: Case) -> Sequence[Comparison]:
     return results
 
 
-@check("L3", continued)
+@check("L3", continued, clauses=("STATE-6",))
 def forks_are_independent(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Copied, selected and joined rows continue each on its own, and the source stays as it was."""
     model, state, tokens, positions = stopped(backend, case)
@@ -170,7 +171,7 @@ def sessions(draw, scope) -> Case:
     return Case(world, Layout(rows), tuple(turns))
 
 
-@check("L3", sessions)
+@check("L3", sessions, clauses=("STATE-7",))
 def sessions_do_not_mix(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Several texts that take turns on one model each give what they give alone."""
     model, alone = model_of(backend, case), Alone(backend, case)
@@ -197,7 +198,7 @@ def sessions_do_not_mix(backend: Backend, case: Case) -> Sequence[Comparison]:
     return results
 
 
-@check("L3", continued)
+@check("L3", continued, clauses=("RGLRU-5",))
 def position_0_forgets(backend: Backend, case: Case) -> Sequence[Comparison]:
     """A document that starts from a state forgets it, even one that holds no finite number."""
     model, state, *_ = stopped(backend, case)
@@ -219,7 +220,7 @@ def late_cases(draw, scope) -> Case:
     return Case(replace(world, lengths=(world.lengths[0], n)), Layout((((1, n),),)), (start,))
 
 
-@check("L3", late_cases)
+@check("L3", late_cases, clauses=("STATE-9", "ROPE-4"))
 def late_positions(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Positions up to 2^31 - 1 are as exact as early ones, and the first beyond is refused."""
     model, (start,) = model_of(backend, case), case.extra
@@ -242,7 +243,7 @@ def late_positions(backend: Backend, case: Case) -> Sequence[Comparison]:
     return results
 
 
-@check("L3", continued, weight=0.5)
+@check("L3", continued, weight=0.5, clauses=("STATE-8",))
 def foreign_states_are_refused(backend: Backend, case: Case) -> Sequence[Comparison]:
     """A state of another batch, configuration or set of weights raises ValueError."""
     model, state, tokens, positions = stopped(backend, case)
