@@ -43,7 +43,7 @@ def assert_agreement(case: Case, logits: np.ndarray) -> None:
 @given(data=st.data())
 def test_transformers_agrees(transformers_in_double, data):
     """Whole texts, its window set to W + 1: residual streams and logits."""
-    torch, backend = transformers_in_double.torch, transformers_in_double.TransformersBackend()
+    torch, backend = transformers_in_double.torch, transformers_in_double.TransformersW1()
     worlds = any_world(Scope(adapt=backend.adapt))
     world = data.draw(worlds)
     with transformers_in_double.quiet():

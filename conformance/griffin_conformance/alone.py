@@ -9,7 +9,7 @@ from griffin_conformance.backends import Backend
 from griffin_conformance.checks import Violation
 from griffin_conformance.envelope import Comparison
 from griffin_conformance.layouts import Case, Layout, Run, execute
-from griffin_conformance.rounding import PROFILES
+from griffin_conformance.rounding import Profile
 
 __all__ = ["Alone", "as_if_alone", "has_arrays", "model_of", "profile_of", "row_of"]
 
@@ -19,9 +19,9 @@ def model_of(backend: Backend, case: Case):
     return backend.model(case.world.config, case.world.parameters(profile_of(backend)))
 
 
-def profile_of(backend: Backend):
+def profile_of(backend: Backend) -> Profile:
     """The precision that the backend is held to."""
-    return PROFILES[backend.dtype]
+    return backend.profile
 
 
 class Alone:

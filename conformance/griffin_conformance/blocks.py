@@ -1,16 +1,19 @@
 """Level 1, blocks: one residual block at a time, on inputs of every size."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from griffin_conformance.alone import profile_of
 from griffin_conformance.backends import Backend
 from griffin_conformance.checks import check
 from griffin_conformance.envelope import Comparison, Envelope
 from griffin_conformance.oracle import Oracle
+from griffin_conformance.rounding import Profile
 from griffin_conformance.simulation import Simulation
 from griffin_conformance.strategies import sometimes_long
 from griffin_conformance.worlds import World
@@ -60,16 +63,27 @@ def holds(backend: Backend, case: BlockCase) -> Sequence[Comparison]:
     """Compare a block's output."""
     profile, config = profile_of(backend), case.world.config
     flat, x = case.world.parameters(profile), profile.given(case.inputs())
-    at = np.arange(len(x))
-    oracle = Oracle(flat, config)
-    truth = np.array([oracle.block(case.block, row, t) for t, row in enumerate(x)])
+    envelope = replace(_envelope(case, profile), truth=block_truth(case, profile))
+    found = backend.block(config, flat, case.block, x, np.arange(len(x)))
+    return [envelope.compare(f"{config.block_types[case.block]} block {case.block}", found)]
+
+
+def block_truth(case: BlockCase, profile: Profile) -> NDArray:
+    """The oracle's output (T, D)."""
+    oracle = Oracle(case.world.parameters(profile), case.world.config)
+    x = profile.given(case.inputs())
+    return np.array([oracle.block(case.block, row, t) for t, row in enumerate(x)])
+
+
+@lru_cache(maxsize=512)
+def _envelope(case: BlockCase, profile: Profile) -> Envelope:
+    config, x = case.world.config, profile.given(case.inputs())
     simulation = Simulation(profile, seed=case.seed)
+    flat = case.world.parameters(profile)
     p = {name: array.astype(np.float64) for name, array in flat.items()}
     samples = np.repeat(x[None], simulation.S, axis=0)
-    samples = simulation.block(case.block, samples, p, config, at, {})
-    found = backend.block(config, flat, case.block, x, at)
-    name = f"{config.block_types[case.block]} block {case.block}"
-    return [Envelope.of(truth, samples, profile).compare(name, found)]
+    samples = simulation.block(case.block, samples, p, config, np.arange(len(x)), {})
+    return Envelope.of(block_truth(case, profile), samples, profile)
 
 
 @check(

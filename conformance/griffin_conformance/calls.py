@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from griffin_conformance.alone import Alone, has_arrays, model_of
+from griffin_conformance.alone import Alone, has_arrays, model_of, profile_of
 from griffin_conformance.backends import Backend, Unsupported
 from griffin_conformance.checks import Violation, check
 from griffin_conformance.envelope import Comparison
@@ -50,6 +50,13 @@ def calls_are_pure(backend: Backend, case: Case) -> Sequence[Comparison]:
         if not np.array_equal(np.asarray(now), np.asarray(then), equal_nan=True):
             raise Violation(f"the caller's {name} was changed by the call")
     return results
+
+
+@check("L2", lambda scope: cases(scope, cut=True), weight=0.25, clauses=("CALL-10",))
+def compiled_as_written(backend: Backend, case: Case) -> Sequence[Comparison]:
+    """A model gives the same whether it is compiled, traced, or run as it is written."""
+    config, flat = case.world.config, case.world.parameters(profile_of(backend))
+    return Alone(backend, case).compare(execute(backend.compiled(config, flat), case), case)
 
 
 def things_in(state) -> dict[str, NDArray]:

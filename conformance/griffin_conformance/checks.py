@@ -2,18 +2,32 @@
 
 import importlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import strategies as st
 
 from griffin_conformance.backends import Backend
-from griffin_conformance.envelope import Comparison
+from griffin_conformance.clauses import read_clauses
+from griffin_conformance.envelope import Comparison, Ulps
 
-__all__ = ["EXAMPLES", "LEVELS", "Check", "Scope", "Verdict", "Violation", "check", "find_checks"]
+__all__ = [
+    "EFFORTS",
+    "EXAMPLES",
+    "LEVELS",
+    "Check",
+    "Scope",
+    "Verdict",
+    "Violation",
+    "check",
+    "find_checks",
+]
 
-EXAMPLES = 60
+EFFORTS = {"smoke": 6, "default": 60, "thorough": 400}
+"""Examples of each check, by the name of a profile."""
+
+EXAMPLES = EFFORTS["default"]
 """Examples of each check by default."""
 
 LEVELS = {
@@ -85,6 +99,11 @@ class Check:
         Examples relative to the others.
     clauses : tuple of str
         Clauses of ``SPEC.md`` that it tests, the most likely culprit of a failure first.
+    oracle : bool
+        Its comparisons are with the oracle and with nothing of the backend's own.
+    parts : dict of str to str
+        The clause that is violated where only one part of a model breaks the law: ``attention``,
+        ``recurrence`` or ``convolution``.
     """
 
     name: str
@@ -96,7 +115,15 @@ class Check:
     strata: tuple[str, ...] = ()
     weight: float = 1.0
     clauses: tuple[str, ...] = ()
+    oracle: bool = False
+    parts: Mapping[str, str] = field(default_factory=dict)
 
+
+MODULES = (
+    "operations", "recurrences", "blocks", "laws", "calls", "states", "evolution", "generation",
+    "stopping", "checkpoints", "damage", "nf4", "tokenizers",
+)  # fmt: skip
+"""Where the checks are."""
 
 CHECKS: dict[str, Check] = {}
 
@@ -109,13 +136,20 @@ def check(
     strata: tuple[str, ...] = (),
     weight: float = 1.0,
     clauses: tuple[str, ...] = (),
+    oracle: bool | None = None,
+    parts: Mapping[str, str] | None = None,
 ):
-    """Register the function below as a check; its docstring is what the check says."""
+    """Register the function below as a check; its docstring is what the check says.
+
+    Operations and blocks are held against the oracle if nothing else is said.
+    """
+    against_oracle = level in ("L0", "L1") if oracle is None else oracle
 
     def register(function):
         name = function.__name__.replace("_", "-")
         says = " ".join((function.__doc__ or "").split())
-        CHECKS[name] = Check(name, level, says, must, cases, function, strata, weight, clauses)
+        CHECKS[name] = Check(name, level, says, must, cases, function, strata, weight, clauses,
+                             against_oracle, parts or {})  # fmt: skip
         return function
 
     return register
@@ -129,7 +163,7 @@ def find_checks(levels: Sequence[str] = (), names: Sequence[str] = ()) -> list[C
     ValueError
         If there is no such level or check; the message lists them.
     """
-    for module in ("operations", "recurrences", "blocks", "laws", "calls", "states", "generation"):
+    for module in MODULES:
         importlib.import_module(f"griffin_conformance.{module}")  # registers its checks
 
     for level in levels:
@@ -150,7 +184,8 @@ class Verdict:
     Attributes
     ----------
     check : Check
-    status : {"passed", "failed", "skipped"}
+    status : {"passed", "failed", "skipped", "xfailed"}
+        The last is a failure that is known and was expected.
     examples : int
     worst : Comparison or None
         The comparison nearest to, or farthest beyond, what is allowed.
@@ -167,6 +202,14 @@ class Verdict:
         It failed only because the examples drawn did not meet what they must.
     not_compared : set of str
         What the backend does not show, and the check therefore did not look at.
+    violated : tuple of str
+        Clauses that are violated, where that is known better than from the check.
+    cause : str
+        What the backend does instead, if a known misunderstanding explains the failure.
+    expected : str
+        Why this failure is known, if it is.
+    ulps : dict of str to Ulps
+        How far logits and states were from the oracle's.
     """
 
     check: Check
@@ -180,25 +223,46 @@ class Verdict:
     seconds: float = 0.0
     inconclusive: bool = False
     not_compared: set[str] = field(default_factory=set)
+    violated: tuple[str, ...] = ()
+    cause: str = ""
+    expected: str = ""
+    ulps: dict[str, Ulps] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it failed, expected or not."""
+        return self.status in ("failed", "xfailed")
 
     @property
     def violates(self) -> bool:
         """Whether the backend does not conform because of this."""
-        return self.status == "failed" and self.check.must
+        return self.failed and self.check.must
+
+    @property
+    def suspects(self) -> tuple[str, ...]:
+        """Clauses that this failure speaks against."""
+        if not self.failed or self.inconclusive:
+            return ()
+        return self.violated or self.check.clauses
 
     @property
     def ratio(self) -> float:
         """Worst observed / allowed; infinite where something else than a size was wrong."""
-        judged = self.status == "failed" and not self.inconclusive
+        judged = self.failed and not self.inconclusive
         if judged and (self.worst is None or self.worst.passed):
             return float("inf")
         return self.worst.ratio if self.worst else 0.0
 
     def explain(self) -> str:
         """Everything about a failure, for a person."""
-        if self.status != "failed":
+        if not self.failed:
             return f"{self.check.name}: {self.status} {self.reason}".strip()
-        lines = [f"{self.check.level} {self.check.name}: {self.check.says}", "", self.reason]
+        lines = [f"{self.check.level} {self.check.name}: {self.check.says}", ""]
+        known = read_clauses()
+        lines += [f"{n}: {known[n].title}" if n in known else n for n in self.suspects]
+        if self.cause:
+            lines += ["", f"likely cause: it {self.cause}"]
+        lines += ["", self.reason]
         if self.case is not None:
             lines += ["", "smallest failing case found, to paste:", "", self.reproducer]
         return "\n".join(lines)
@@ -211,6 +275,9 @@ class Verdict:
             "level": self.check.level,
             "requirement": "MUST" if self.check.must else "SHOULD",
             "says": self.check.says,
+            "clauses": list(self.check.clauses),
+            "violated": list(self.suspects),
+            "cause": self.cause,
             "status": self.status,
             "examples": self.examples,
             "observed_over_allowed": json_number(self.ratio),
@@ -229,11 +296,27 @@ class Verdict:
             "inconclusive": self.inconclusive,
             "not_compared": sorted(self.not_compared),
             "reproducer": self.reproducer,
+            "xfail": self.expected,
+            "series": self._series(),
             "strata": dict(sorted(self.strata.items())),
             "seconds": round(self.seconds, 3),
         }
 
+    def _series(self) -> dict | None:
+        """How the worst array came to be wrong, at the times around that and at most 400."""
+        series = self.worst.series if self.worst and self.failed else None
+        if series is None or len(series.truth) < 2:
+            return None
+        assert self.worst is not None
+        first = max(0, min(self.worst.position - 300, len(series.truth) - 400))
+        part = slice(first, first + 400)
+        arrays = {"truth": series.truth, "found": series.found, "allowed": series.allowed}
+        return {"name": series.name, "first": first} | {
+            name: [json_number(float(value)) for value in array[part]]
+            for name, array in arrays.items()
+        }
+
 
 def json_number(value: float) -> float | str:
-    """A number as JSON can hold it: infinity becomes a string."""
+    """A number as JSON can hold it: what is not finite becomes a string."""
     return value if abs(value) < float("inf") else str(value)

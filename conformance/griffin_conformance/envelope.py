@@ -6,6 +6,8 @@ computation; many of them, with rounding directions drawn at random, show how fa
 programs are. What lies further from the oracle than a fixed multiple of that is wrong.
 """
 
+import contextlib
+import contextvars
 import math
 from dataclasses import dataclass, replace
 
@@ -14,7 +16,8 @@ from numpy.typing import NDArray
 
 from griffin_conformance.rounding import PROFILES, Profile
 
-__all__ = ["FACTOR", "Comparison", "Envelope", "chain_bound", "longest_chain", "norms"]
+__all__ = ["EDGES", "FACTOR", "Comparison", "Envelope", "Series", "Ulps", "chain_bound",
+           "longest_chain", "norms", "the_spread_alone_counts"]  # fmt: skip
 
 FACTOR = 4.0
 """Allowed over the largest deviation among samples; one number for the whole project.
@@ -23,12 +26,49 @@ FACTOR = 4.0
 """
 
 
+EDGES = (0.0, *(2.0**k for k in range(-2, 25)))
+"""Upper edges of the classes in which errors in ULP are counted; a last class is beyond."""
+
+_spread_alone = contextvars.ContextVar("spread_alone", default=False)
+
+
+@contextlib.contextmanager
+def the_spread_alone_counts():
+    """Within it, what is allowed follows from how far samples lie apart, and not from the truth.
+
+    So a backend can be held against another truth than the samples' own.
+    """
+    token = _spread_alone.set(True)
+    try:
+        yield
+    finally:
+        _spread_alone.reset(token)
+
+
 def norms(x: NDArray) -> NDArray:
     """Euclidean norm over the last axis of x (..., T, N): one number per position."""
     # Scaled, because squares of very large or small numbers leave the range of float64.
     largest = np.abs(x).max(axis=-1, initial=0)
     scale = np.where((largest > 0) & np.isfinite(largest), largest, 1)
     return scale * np.sqrt(np.sum(np.square(x / scale[..., None]), axis=-1))
+
+
+@dataclass(frozen=True)
+class Series:
+    """The channel of a wrong array that is farthest off, over its first axis.
+
+    Attributes
+    ----------
+    name : str
+    channel : int
+    truth, found, allowed : array of shape (T,)
+    """
+
+    name: str
+    channel: int
+    truth: NDArray
+    found: NDArray
+    allowed: NDArray
 
 
 @dataclass(frozen=True)
@@ -49,6 +89,10 @@ class Comparison:
         last place of the profile at the scale of the largest value in that position.
     compared : bool
         Otherwise there was nothing to compare, and the name says what is missing.
+    counts : tuple of int
+        Single values by their error in ULP, in the classes of :data:`EDGES`.
+    series : Series, optional
+        Where it is wrong: how that came about.
     """
 
     name: str
@@ -58,6 +102,8 @@ class Comparison:
     allowed: float = 0.0
     ulps: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     compared: bool = True
+    counts: tuple[int, ...] = ()
+    series: Series | None = None
 
     @property
     def passed(self) -> bool:
@@ -70,6 +116,42 @@ class Comparison:
             f"errors in ULP: median {self.ulps[0]:.2g}, 99 % {self.ulps[1]:.2g}, "
             f"99.9 % {self.ulps[2]:.2g}, largest {self.ulps[3]:.2g})"
         )
+
+
+@dataclass
+class Ulps:
+    """A histogram of errors in units in the last place, and the largest.
+
+    Attributes
+    ----------
+    counts : tuple of int
+        Values in each class of :data:`EDGES`.
+    most : float
+    """
+
+    counts: tuple[int, ...] = (0,) * (len(EDGES) + 1)
+    most: float = 0.0
+
+    def add(self, other: "Comparison | Ulps") -> None:
+        """Count the values of a comparison or another histogram too."""
+        self.counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
+        self.most = max(self.most, other.ulps[3] if isinstance(other, Comparison) else other.most)
+
+    def percentile(self, percent: float) -> float:
+        """Upper edge of the class that this share of values does not go beyond."""
+        within = np.cumsum(self.counts) >= percent / 100 * sum(self.counts)
+        place = int(np.argmax(within))
+        return min(EDGES[place], self.most) if place < len(EDGES) else self.most
+
+    def to_dict(self) -> dict:
+        """As JSON values; the histogram has upper edge and number of each class that has any."""
+        edges = [*EDGES, float("inf")]
+        return {
+            "values": sum(self.counts),
+            "99.9": self.percentile(99.9),
+            "max": self.most,
+            "histogram": [[str(e), n] for e, n in zip(edges, self.counts, strict=True) if n],
+        }
 
 
 @dataclass(frozen=True)
@@ -113,7 +195,8 @@ class Envelope:
         unit = unit or profile.unit
         truth = np.asarray(truth, np.float64)
         truth = truth.reshape(len(truth), math.prod(truth.shape[1:]))
-        spread = norms(samples.reshape(len(samples), *truth.shape) - truth)
+        samples = samples.reshape(len(samples), *truth.shape)
+        spread = norms(samples - (samples.mean(axis=0) if _spread_alone.get() else truth))
         exact = spread if lossy is None else spread[~lossy]
         spread, exact = (s.max(axis=0) * profile.shrink for s in (spread, exact))
         floor = np.maximum(unit * norms(truth), profile.tiny * max(truth.shape[-1], 1) ** 0.5)
@@ -163,9 +246,17 @@ class Envelope:
         scale = np.maximum(np.abs(self.truth).max(axis=-1, keepdims=True, initial=0), self.tiny)
         ulps = np.nan_to_num(np.abs(error) / (scale * 2 * self.unit), nan=np.inf)
         p50, p99, p999, most = np.percentile(ulps, [50, 99, 99.9, 100], method="lower").tolist()
+        classes = np.searchsorted(EDGES, ulps.ravel())
+        counts = np.bincount(classes, minlength=len(EDGES) + 1)
+        series = None
+        if not ratios[worst] <= 1:
+            wrong = np.nan_to_num(np.abs(error[worst]), nan=np.inf)
+            channel = int(np.argmax(wrong))
+            series = Series(name, channel, expected[:, channel], found[:, channel], allowed)
         return Comparison(
             name, float(ratios[worst]), worst, float(observed[worst]),
-            float(allowed[worst]), (p50, p99, p999, most),
+            float(allowed[worst]), (p50, p99, p999, most), counts=tuple(counts.tolist()),
+            series=series,
         )  # fmt: skip
 
     def argmax_is_clear(self) -> NDArray:

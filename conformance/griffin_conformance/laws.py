@@ -42,6 +42,7 @@ def whole_cases(scope) -> st.SearchStrategy[Case]:
     ),
     weight=2,
     clauses=("CALL-11", "BLOCK-3", "BLOCK-4", "EMBED-2"),
+    oracle=True,
 )
 def whole_texts(backend: Backend, case: Case) -> Sequence[Comparison]:
     """A text read in one call gives the oracle's residual streams and logits."""
@@ -153,6 +154,7 @@ def decoding_cases(draw, scope) -> Case:
     decoding_cases,
     strata=("crosses the window", "call of 1 token"),
     clauses=("CALL-2", "CALL-3", "ATTN-7"),
+    parts={"attention": "ATTN-7", "recurrence": "CALL-2", "convolution": "CONV-2"},
 )
 def decoding_continues_a_prompt(backend: Backend, case: Case) -> Sequence[Comparison]:
     """A prompt and then one token at a time give what the whole text gives.
@@ -169,6 +171,7 @@ def decoding_continues_a_prompt(backend: Backend, case: Case) -> Sequence[Compar
     strata=("crosses the window", "call of 1 token", "call of 2 tokens", "call of 3 tokens"),
     weight=2,
     clauses=("CALL-1", "CONV-2"),
+    parts={"attention": "ATTN-7", "recurrence": "CALL-1", "convolution": "CONV-2"},
 )
 def any_chunking(backend: Backend, case: Case) -> Sequence[Comparison]:
     """A text cut into calls in any way, some without tokens, gives what it gives whole."""
@@ -180,6 +183,7 @@ def any_chunking(backend: Backend, case: Case) -> Sequence[Comparison]:
     lambda scope: cases(scope, documents=(2, 5), short_end=True),
     strata=("reset inside a call", "last document of 1-2 tokens", "crosses the window"),
     clauses=("DOC-1", "DOC-2", "CONV-3", "ATTN-6", "RGLRU-5", "ROPE-5"),
+    parts={"attention": "ATTN-6", "recurrence": "RGLRU-5", "convolution": "CONV-3"},
 )
 def packed_documents(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Documents that share a row give what they give apart; position 0 starts one."""
@@ -199,7 +203,13 @@ def packed_then_decoded(draw, scope) -> Case:
     return Case(world, Layout((tuple(row),), (), tuple(range(prompt, prompt + more))), (n,))
 
 
-@check("L2", packed_then_decoded, strata=("call of 1 token",), clauses=("DOC-3", "CONV-4"))
+@check(
+    "L2",
+    packed_then_decoded,
+    strata=("call of 1 token",),
+    clauses=("DOC-3", "CONV-4"),
+    parts={"attention": "ATTN-6", "recurrence": "RGLRU-5", "convolution": "CONV-4"},
+)
 def decoding_continues_packed_documents(backend: Backend, case: Case) -> Sequence[Comparison]:
     """After packed documents, decoding continues the last, also if it had one or two tokens."""
     return as_if_alone(backend, case)
@@ -210,6 +220,7 @@ def decoding_continues_packed_documents(backend: Backend, case: Case) -> Sequenc
     lambda scope: cases(scope, rows=(1, 3), pad="left"),
     strata=("padding on the left",),
     clauses=("PAD-1", "CONV-5"),
+    parts={"attention": "ATTN-8", "recurrence": "PAD-1", "convolution": "CONV-5"},
 )
 def padding_on_the_left(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Padding before a text changes nothing, and its own logits are 0."""
@@ -237,6 +248,7 @@ def padded_then_decoded(draw, scope) -> Case:
     padded_then_decoded,
     strata=("padding on the left", "rows of several lengths"),
     clauses=("PAD-1", "CONV-5"),
+    parts={"attention": "ATTN-8", "recurrence": "PAD-1", "convolution": "CONV-5"},
 )
 def decoding_continues_padded_rows(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Short prompts padded on the left to one length are continued as each would be alone."""
@@ -248,6 +260,7 @@ def decoding_continues_padded_rows(backend: Backend, case: Case) -> Sequence[Com
     lambda scope: cases(scope, pad="anywhere", documents=(1, 3), cut=True),
     strata=("padding inside a row", "reset inside a call"),
     clauses=("PAD-2", "PAD-3", "PAD-4", "ATTN-8", "ROPE-5"),
+    parts={"attention": "ATTN-8", "recurrence": "PAD-2", "convolution": "CONV-5"},
 )
 def padding_anywhere(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Padding changes nothing wherever it stands, and its own logits are 0."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+import griffin_np
 from griffin_conformance import bookkeeping, faults
 from griffin_conformance.backends.reference import NumPyBackend
 from griffin_conformance.faults import (
@@ -24,6 +25,7 @@ from griffin_conformance.faults import (
     to_bfloat16,
 )
 from griffin_np import model
+from griffin_np.params import flatten
 
 __all__ = ["MUTANTS", "Mutant", "mutate"]
 
@@ -53,6 +55,12 @@ class Mutant:
         envelope, nor outside at all.
     trap : str
         Number of the known fault of public implementations that it stands for, if any.
+    clause : str
+        Clause of the specification that it violates: the suite has to name it.
+    base : callable, optional
+        Makes the right backend that it is a variant of, for a dtype; the reference by default.
+    backend : callable, optional
+        From the backend class to a wrong subclass.
     """
 
     name: str
@@ -63,6 +71,8 @@ class Mutant:
     model: Callable | None = None
     rounding: tuple[str, ...] = ()
     trap: str = ""
+    clause: str = ""
+    backend: Callable | None = None
 
 
 NO_FAULT = Mutant("none", "nothing is wrong", ())
@@ -99,6 +109,13 @@ def mutate(mutant: Mutant = NO_FAULT, dtype: str = "float32") -> NumPyBackend:
         def model(self, config, flat):
             return wrong_model(config, self.tree(flat))
 
+        def load(self, folder):
+            found = griffin_np.load(folder, "numpy", np.dtype(self.cast(0.0).dtype).name)
+            loaded = self.model(found.config, flatten(found.parameters))
+            loaded.attach_tokenizer(found.tokenizer)
+            loaded.generation = found.generation
+            return loaded
+
     def with_fault(operation):
         def call(self, *args):
             with in_place(functions):
@@ -111,7 +128,7 @@ def mutate(mutant: Mutant = NO_FAULT, dtype: str = "float32") -> NumPyBackend:
         "rg_lru", "rope", "attention", "logits",
     ):  # fmt: skip
         setattr(WrongBackend, operation, with_fault(getattr(NumPyBackend, operation)))
-    backend = WrongBackend(dtype)
+    backend = (mutant.backend(WrongBackend) if mutant.backend else WrongBackend)(dtype)
     backend.name = f"the reference, mutant: {mutant.name}"
     return backend
 
@@ -149,176 +166,176 @@ _T13 = ("recurrent-blocks", "whole-texts")
 MUTANTS: tuple[Mutant, ...] = (
     Mutant("window of W keys", "a token sees W keys, its own among them",
            ("the-window-shows-w-past-tokens", "attentions", "attention-blocks"),
-           {"local_attention": attention_variant(window=lambda w: w - 1)}, trap="T01"),
+           {"local_attention": attention_variant(window=lambda w: w - 1)}, trap="T01", clause="ATTN-1"),
     Mutant("no window", "a token sees everything before it",
            ("the-window-shows-w-past-tokens", "attentions", "any-chunking"),
-           {"local_attention": attention_variant(window=lambda w: 10**9)}, trap="T02"),
+           {"local_attention": attention_variant(window=lambda w: 10**9)}, trap="T02", clause="ATTN-2"),
     Mutant("ring too short", "the ring drops its oldest key one token too early",
            ("decoding-continues-a-prompt", "state-values"), {"roll": faults.short_ring},
-           trap="T03"),
+           trap="T03", clause="ATTN-7"),
     Mutant("sees the future", "a token sees the one after it",
            ("nothing-sees-the-future", "attentions"),
-           {"local_attention": attention_variant(future=1)}, trap="T05"),
+           {"local_attention": attention_variant(future=1)}, trap="T05", clause="ATTN-3"),
     Mutant("damped start", "a document's first input is multiplied by sqrt(1 - a^2)",
            ("recurrences", "recurrent-blocks"), {"rg_lru": rg_lru_variant(undamped_start=False)},
-           trap="T06"),
+           trap="T06", clause="RGLRU-6"),
     Mutant("stale state", "a fresh one-token prompt continues what was read before",
-           ("nothing-stays-in-the-model",), model=bookkeeping.stale_state, trap="T10"),
+           ("nothing-stays-in-the-model",), model=bookkeeping.stale_state, trap="T10", clause="CALL-4"),
     Mutant("recurrence not reset", "position 0 does not reset the recurrence",
            ("packed-documents", "position-0-forgets", "recurrences"),
-           {"rg_lru": rg_lru_variant(forgets=False)}, trap="T08"),
+           {"rg_lru": rg_lru_variant(forgets=False)}, trap="T08", clause="RGLRU-5"),
     Mutant("short documents not reset", "a call of one token at position 0 keeps the state",
            ("padding-anywhere", "rows-are-independent"),
-           {"rg_lru": rg_lru_variant(long_only=True)}, trap="T08"),
+           {"rg_lru": rg_lru_variant(long_only=True)}, trap="T08", clause="RGLRU-5"),
     Mutant("convolution not reset", "the convolution sees the document before",
            ("packed-documents", "padding-anywhere"),
-           {"causal_conv": conv_variant(masks_documents=False)}, trap="T08"),
+           {"causal_conv": conv_variant(masks_documents=False)}, trap="T08", clause="CONV-3"),
     Mutant("attention not reset", "attention sees the document before",
            ("packed-documents", "rows-are-independent"),
-           {"local_attention": attention_variant(documents=False)}, trap="T08"),
+           {"local_attention": attention_variant(documents=False)}, trap="T08", clause="ATTN-6"),
     Mutant("convolution cache not cleared",
            "after packing, the cache of a document of one or two tokens holds the one before",
            ("decoding-continues-packed-documents", "state-values"),
-           {"causal_conv": conv_variant(trusts_cache=True)}, trap="T09"),
+           {"causal_conv": conv_variant(trusts_cache=True)}, trap="T09", clause="CONV-4"),
     Mutant("padding in the convolution", "padding on the left enters the convolution's cache",
            ("padding-on-the-left", "decoding-continues-padded-rows"),
            {"causal_conv": conv_variant(trusts_cache=True)},
            model=bookkeeping.pads_reach_the_convolution,
-           trap="T11"),
+           trap="T11", clause="CONV-5"),
     Mutant("chunks overwrite the convolution cache",
            "a call of more than one token does not read the convolution's cache",
            ("any-chunking", "convolutions"), {"causal_conv": conv_variant(reads_cache=False)},
-           trap="T12"),
+           trap="T12", clause="CONV-2"),
     Mutant("convolution flipped", "the first row of the weights meets the current token",
-           _T13, parameters=each("conv.weight", lambda w: w[::-1].copy()), trap="T13"),
+           _T13, parameters=each("conv.weight", lambda w: w[::-1].copy()), trap="T13", clause="CONV-1"),
     Mutant("gates transposed", "the gates' blocks are (out, in)",
            _T13, parameters=lambda flat: each("w_a", transposed)(each("w_x", transposed)(flat)),
-           trap="T13"),
+           trap="T13", clause="GATE-1"),
     Mutant("gate matrix transposed at use", "the gates multiply from the left",
            ("gates", "recurrences"),
            {"block_diagonal": lambda x, w, b: ORIGINAL["block_diagonal"](x, transposed(w), b)},
-           trap="T13"),
+           trap="T13", clause="GATE-1"),
     Mutant("MLP branches swapped", "GeLU acts on the other branch",
-           (*_T13, "attention-blocks"), parameters=swapped("mlp.gate", "mlp.up"), trap="T13"),
+           (*_T13, "attention-blocks"), parameters=swapped("mlp.gate", "mlp.up"), trap="T13", clause="MLP-2"),
     Mutant("recurrent branches swapped", "the convolution is in the GeLU branch",
-           _T13, parameters=swapped("linear_x", "linear_y"), trap="T13"),
+           _T13, parameters=swapped("linear_x", "linear_y"), trap="T13", clause="BLOCK-2"),
     Mutant("gates swapped", "input gate and recurrence gate are exchanged",
            _T13, parameters=lambda flat: swapped("w_a", "w_x")(swapped("b_a", "b_x")(flat)),
-           trap="T13"),
+           trap="T13", clause="GATE-3"),
     Mutant("queries transposed", "the square query matrix is (out, in)",
            ("attention-blocks", "whole-texts"), parameters=each("query.weight", transposed),
-           trap="T13"),
+           trap="T13", clause="ATTN-9"),
     Mutant("attention output transposed", "the square output matrix is (out, in)",
            ("attention-blocks", "whole-texts"), parameters=each("output.weight", transposed),
-           trap="T13"),
+           trap="T13", clause="ATTN-9"),
     Mutant("norms swapped", "temporal and MLP norm scales are exchanged",
            (*_T13, "attention-blocks"), parameters=swapped("temporal_norm", "mlp_norm"),
-           trap="T13"),
+           trap="T13", clause="BLOCK-1"),
     Mutant("exact embedding scale", "embeddings are multiplied by sqrt(width), not rounded",
            ("embeddings-are-scaled", "whole-texts"),
            {"embed": lambda p, c, t: p["embedding"][t] * (
                math.sqrt(c.width) if c.scale_embeddings else 1)}, rounding=("bfloat16",),
-           trap="T14"),
+           trap="T14", clause="EMBED-1"),
     Mutant("no embedding scale", "embeddings are not multiplied",
            ("embeddings-are-scaled", "whole-texts"),
-           {"embed": lambda p, c, t: p["embedding"][t]}, trap="T14"),
+           {"embed": lambda p, c, t: p["embedding"][t]}, trap="T14", clause="EMBED-1"),
     Mutant("no soft cap", "logits are not capped", ("logits-and-soft-caps", "whole-texts"),
-           {"head": lambda p, c, x: x @ p["embedding"].T}, trap="T15"),
+           {"head": lambda p, c, x: x @ p["embedding"].T}, trap="T15", clause="HEAD-1"),
     Mutant("a cap of 0 is a cap", "logits are 0 where there should be no cap",
            ("logits-and-soft-caps", "whole-texts"),
            {"head": lambda p, c, x: ORIGINAL["head"](p, c, x) * (c.logits_soft_cap > 0)},
-           trap="T15"),
+           trap="T15", clause="HEAD-2"),
     Mutant("epsilon of 1e-5", "RMSNorm adds 1e-5", ("rms-norms", "recurrent-blocks"),
-           {"rms_norm": lambda x, scale, eps: ORIGINAL["rms_norm"](x, scale, 1e-5)}, trap="T16"),
+           {"rms_norm": lambda x, scale, eps: ORIGINAL["rms_norm"](x, scale, 1e-5)}, trap="T16", clause="NORM-3"),
     Mutant("norm scale without one", "RMSNorm multiplies by scale, not 1 + scale",
            ("rms-norms", "whole-texts"),
-           {"rms_norm": lambda x, scale, eps: ORIGINAL["rms_norm"](x, scale - 1, eps)}, trap="T17"),
+           {"rms_norm": lambda x, scale, eps: ORIGINAL["rms_norm"](x, scale - 1, eps)}, trap="T17", clause="NORM-2"),
     Mutant("rotary angles in bfloat16", "positions above 256 cannot be told apart",
            ("rotary-embeddings", "late-positions"),
-           {"rope": rope_variant(angle=lambda p, f: _bf16(_bf16(p * 1.0) * _bf16(f)))}, trap="T18"),
+           {"rope": rope_variant(angle=lambda p, f: _bf16(_bf16(p * 1.0) * _bf16(f)))}, trap="T18", clause="ROPE-4"),
     Mutant("rotary angles in float32", "angles drift at late positions",
            ("rotary-embeddings", "late-positions"),
-           {"rope": rope_variant(angle=lambda p, f: np.float32(p) * np.float32(f))}, trap="T18"),
+           {"rope": rope_variant(angle=lambda p, f: np.float32(p) * np.float32(f))}, trap="T18", clause="ROPE-4"),
     Mutant("rotation of the whole head", "RoPE turns all channels",
            ("rotary-embeddings", "attention-blocks"),
-           {"rope": rope_variant(share=lambda turned, d: d // 2 * 2)}, trap="T19"),
+           {"rope": rope_variant(share=lambda turned, d: d // 2 * 2)}, trap="T19", clause="ROPE-1"),
     Mutant("interleaved rotation", "RoPE turns neighbouring channels",
            ("rotary-embeddings", "attention-blocks"), {"rope": rope_variant(interleaved=True)},
-           trap="T19"),
+           trap="T19", clause="ROPE-2"),
     Mutant("naive softplus", "log(1 + exp(z)) as written",
            ("decays", "multipliers-keep-their-digits"),
-           {"softplus": lambda z: np.log(1 + np.exp(z))}, trap="T20"),
+           {"softplus": lambda z: np.log(1 + np.exp(z))}, trap="T20", clause="RGLRU-2"),
     Mutant("cancelling multiplier", "sqrt(1 - exp(2 log a)), which loses digits near a = 1",
            ("multipliers-keep-their-digits",),
            {"multiplier": lambda log_a: np.sqrt(np.maximum(1 - np.exp(2 * log_a), 0))},
-           rounding=("float64", "float32", "bfloat16"), trap="T21"),
+           rounding=("float64", "float32", "bfloat16"), trap="T21", clause="RGLRU-3"),
     Mutant("multiplier in bfloat16", "sqrt(1 - a^2) with a rounded to bfloat16",
            ("decays", "recurrences"),
            {"multiplier": lambda log_a: np.sqrt(np.maximum(1 - _bf16(np.exp(log_a)) ** 2, 0))},
-           trap="T21"),
+           trap="T21", clause="RGLRU-4"),
     Mutant("no multiplier", "sqrt(1 - a^2) is left out", ("decays", "recurrences"),
-           {"multiplier": np.ones_like}, trap="T23"),
+           {"multiplier": np.ones_like}, trap="T23", clause="RGLRU-4"),
     Mutant("state in bfloat16", "the recurrent state has 8 bits", ("scans", "long-scans"),
-           {"scan": scan_in(_bf16)}, trap="T22"),
+           {"scan": scan_in(_bf16)}, trap="T22", clause="RGLRU-7"),
     Mutant("state in float16", "the recurrent state has 11 bits", ("scans", "long-scans"),
-           {"scan": scan_in(np.float16)}, trap="T22"),
+           {"scan": scan_in(np.float16)}, trap="T22", clause="RGLRU-7"),
     Mutant("drifting state", "the state grows by one unit in its last place with every step",
            ("scans", "long-scans"),
-           {"scan": scan_in(lambda h: np.nextafter(h, np.array(np.inf, h.dtype)))}),
+           {"scan": scan_in(lambda h: np.nextafter(h, np.array(np.inf, h.dtype)))}, clause="RGLRU-8"),
     Mutant("shared state", "two sessions share one recurrent state",
            ("sessions-do-not-mix", "calls-are-pure"), model=bookkeeping.shares_its_state,
-           trap="T10"),
+           trap="T10", clause="STATE-7"),
     Mutant("writes into its input", "the caller's state is updated in place",
-           ("calls-are-pure",), model=bookkeeping.writes_into_its_input, trap="T30"),
+           ("calls-are-pure",), model=bookkeeping.writes_into_its_input, trap="T30", clause="CALL-5"),
     Mutant("rows leak", "a row of a batch gets another row's state",
-           ("rows-are-independent", "state-values"), model=bookkeeping.rows_leak),
+           ("rows-are-independent", "state-values"), model=bookkeeping.rows_leak, clause="BATCH-1"),
     Mutant("padding has logits", "logits of padding are not 0",
-           ("padding-anywhere",), model=bookkeeping.padding_has_logits),
+           ("padding-anywhere",), model=bookkeeping.padding_has_logits, clause="PAD-4"),
     Mutant("logits of the last column", "the last logits are not those of the last token",
-           ("last-logits",), model=bookkeeping.last_column),
+           ("last-logits",), model=bookkeeping.last_column, clause="CALL-7"),
     Mutant("GeLU by erf", "GeLU in its exact form", ("gelu-by-tanh", "recurrent-blocks"),
-           {"gelu": faults.gelu_by_erf}, rounding=("bfloat16",)),
+           {"gelu": faults.gelu_by_erf}, rounding=("bfloat16",), clause="MLP-1"),
     Mutant("attention scaled by width", "scores are divided by sqrt(heads times head size)",
            ("attentions", "attention-blocks"),
-           {"local_attention": attention_variant(scale=lambda d, H: math.sqrt(d * H))}),
+           {"local_attention": attention_variant(scale=lambda d, H: math.sqrt(d * H))}, clause="ATTN-4"),
     Mutant("key-value heads in turn", "query head h uses key-value head h mod Q",
-           ("attentions",), {"local_attention": attention_variant(shared=lambda h, H, Q: h % Q)}),
+           ("attentions",), {"local_attention": attention_variant(shared=lambda h, H, Q: h % Q)}, clause="ATTN-5"),
     Mutant("biases left out", "linear layers add no bias", ("linear-layers", "recurrent-blocks"),
-           {"linear": lambda p, x: x @ p["weight"]}),
+           {"linear": lambda p, x: x @ p["weight"]}, clause="LIN-1"),
     Mutant("growing state", "the state takes more bytes the longer the text was",
-           ("state-size",), model=bookkeeping.returns(bookkeeping.GrowingState)),
+           ("state-size",), model=bookkeeping.returns(bookkeeping.GrowingState), clause="STATE-4"),
     Mutant("lossy state files", "states are saved in half precision",
-           ("saved-states-continue",), model=bookkeeping.returns(bookkeeping.LossyState)),
+           ("saved-states-continue",), model=bookkeeping.returns(bookkeeping.LossyState), clause="STATE-5"),
     Mutant("rows selected out of order", "select sorts its rows",
-           ("forks-are-independent",), model=bookkeeping.returns(bookkeeping.SortedState)),
+           ("forks-are-independent",), model=bookkeeping.returns(bookkeeping.SortedState), clause="STATE-6"),
     Mutant("no positions, new document", "a call without positions does not continue the state",
-           ("decoding-continues-a-prompt", "sessions-do-not-mix"), model=bookkeeping.starts_anew),
+           ("decoding-continues-a-prompt", "sessions-do-not-mix"), model=bookkeeping.starts_anew, clause="CALL-3"),
     Mutant("none forgets", "a call without logits leaves the state where it was",
-           ("last-logits",), model=bookkeeping.none_forgets),
+           ("last-logits",), model=bookkeeping.none_forgets, clause="CALL-7"),
     Mutant("eight rows", "rows of a batch beyond the eighth are not computed",
-           ("rows-are-independent",), model=bookkeeping.eight_rows),
+           ("rows-are-independent",), model=bookkeeping.eight_rows, clause="BATCH-2"),
     Mutant("positions trusted", "positions are not checked against the state",
            ("impossible-calls-are-refused", "refusals-name-the-place"),
-           model=bookkeeping.trusts_positions),
+           model=bookkeeping.trusts_positions, clause="CALL-8"),
     Mutant("caller's position moved", "the position of the caller's state is updated in place",
-           ("calls-are-pure",), model=bookkeeping.moves_the_callers_position),
+           ("calls-are-pure",), model=bookkeeping.moves_the_callers_position, clause="CALL-5"),
     Mutant("state shows nothing", "the arrays of the state are missing",
-           ("state-values",), model=bookkeeping.returns(bookkeeping.BareState)),
+           ("state-values",), model=bookkeeping.returns(bookkeeping.BareState), clause="STATE-1"),
     Mutant("scan in tiles", "the state is lost after every 128 steps",
-           ("whole-texts", "recurrent-blocks", "scans"), {"scan": faults.scan_in_tiles(128)}),
+           ("whole-texts", "recurrent-blocks", "scans"), {"scan": faults.scan_in_tiles(128)}, clause="RGLRU-9"),
     Mutant("softmax as written", "the maximum is not taken out, and large scores overflow",
-           ("attentions",), {"softmax": faults.softmax_as_written}, rounding=("float64",)),
+           ("attentions",), {"softmax": faults.softmax_as_written}, rounding=("float64",), clause="ATTN-4"),
     Mutant("fixed base of rotation", "RoPE always has base 10000",
            ("rotary-embeddings", "whole-texts"),
-           {"rope": lambda x, at, base, turned: ORIGINAL["rope"](x, at, 10000.0, turned)}),
+           {"rope": lambda x, at, base, turned: ORIGINAL["rope"](x, at, 10000.0, turned)}, clause="ROPE-3"),
     Mutant("fixed epsilon", "RMSNorm always adds 1e-6", ("rms-norms", "whole-texts"),
-           {"rms_norm": lambda x, scale, eps: ORIGINAL["rms_norm"](x, scale, 1e-6)}, trap="T16"),
+           {"rms_norm": lambda x, scale, eps: ORIGINAL["rms_norm"](x, scale, 1e-6)}, trap="T16", clause="NORM-3"),
     Mutant("anything goes", "positions, tokens and states are not checked",
            ("impossible-calls-are-refused", "foreign-states-are-refused"),
-           model=bookkeeping.anything_goes),
+           model=bookkeeping.anything_goes, clause="CALL-8"),
     Mutant("seed depends on the batch", "a row draws other tokens in a larger batch",
-           ("seeds-repeat",), model=bookkeeping.forgets_its_seed),
+           ("seeds-repeat",), model=bookkeeping.forgets_its_seed, clause="GEN-3"),
     Mutant("second best token", "the best token is excluded", ("best-tokens", "greedy-text"),
-           model=bookkeeping.takes_the_second_best),
+           model=bookkeeping.takes_the_second_best, clause="GEN-1"),
 )  # fmt: skip
 """All faults; every check of the suite is failed by one of them at least."""

@@ -9,7 +9,7 @@ float64 angle has an error of 2e-7 rad.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -167,6 +167,11 @@ class Document:
     values: list[NDArray] = field(default_factory=list)
 
 
+def as_it_is(name: str, x: NDArray) -> NDArray:
+    """What meets a matrix in a model that is not quantised."""
+    return x
+
+
 class Oracle:
     """The forward pass of one row in float64.
 
@@ -178,6 +183,9 @@ class Oracle:
         Anything with the fields of a ``GriffinConfig``.
     start : int
         Begin as a state of zeros does that stands at this position.
+    meets : callable
+        ``meets(name, x)`` is what the matrix of that name is given in place of x (K,): in a
+        quantised model, x rounded to few bits.
 
     Attributes
     ----------
@@ -190,9 +198,10 @@ class Oracle:
         The position of the next token.
     """
 
-    def __init__(self, flat: Mapping[str, NDArray], config, start: int = 0):
+    def __init__(self, flat: Mapping[str, NDArray], config, start: int = 0,
+                 meets: Callable[[str, NDArray], NDArray] = as_it_is):  # fmt: skip
         self.p = {name: np.asarray(array, np.float64) for name, array in flat.items()}
-        self.c = config
+        self.c, self.meets = config, meets
         self.position = start
         self.streams: list[list[NDArray]] = []
         self.documents = [Document() for _ in config.block_types]
@@ -227,7 +236,7 @@ class Oracle:
             stream.append(x)
         x = rms_norm(x, p["final_norm"], c.norm_eps)
         self.streams.append([*stream, x])
-        logits = linear(x, p["embedding"].T)
+        logits = linear(self.meets("embedding", x), p["embedding"].T)
         return np.array([soft_cap(float(z), c.logits_soft_cap) for z in logits])
 
     def block(self, i: int, x: NDArray, position: int) -> NDArray:
@@ -244,6 +253,7 @@ class Oracle:
 
     def affine(self, name: str, x: NDArray) -> NDArray:
         """A linear layer."""
+        x = self.meets(name + ".weight", x)
         return linear(x, self.p[name + ".weight"], self.p.get(name + ".bias"))
 
     def recurrent(self, name: str, u: NDArray, position: int, past: Document) -> NDArray:

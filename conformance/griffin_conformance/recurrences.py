@@ -95,7 +95,7 @@ def multipliers_keep_their_digits(backend: Backend, case: OperationCase) -> Sequ
 @check(
     "L0",
     lambda scope: operation_cases(scope, heads=(1, 2, 3), extra=(0, 3)),
-    clauses=("RGLRU-4", "GATE-3", "RGLRU-6"),
+    clauses=("RGLRU-4", "GATE-3", "RGLRU-6", "RGLRU-5"),
 )
 def recurrences(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     """Equations (1) to (4) in a row; position 0 forgets the state and enters undamped."""

@@ -4,6 +4,7 @@ import contextlib
 import time
 import traceback
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,10 @@ from hypothesis.errors import Flaky, Unsatisfiable
 
 from griffin_conformance.backends import Backend, Unsupported
 from griffin_conformance.checks import EXAMPLES, Check, Scope, Verdict, Violation
-from griffin_conformance.envelope import Comparison
+from griffin_conformance.diagnosis import explain
+from griffin_conformance.envelope import Comparison, Ulps
+from griffin_conformance.isolation import broken_parts
+from griffin_conformance.readings import Reading
 from griffin_conformance.strategies import POOL
 
 __all__ = ["run_check"]
@@ -23,6 +27,9 @@ SHARE = 20
 
 COSTLY = frozenset({"more than 256 tokens", "more than 8 rows"})
 """Strata of which one example is enough."""
+
+FURTHER = 4
+"""Failing cases that a likely cause has to explain, besides the smallest."""
 
 MORE = 3
 """How often as many examples are drawn again where a stratum was met too seldom."""
@@ -36,6 +43,7 @@ def run_check(
     seed_number: int = 0,
     shrink: bool = True,
     survey: bool = False,
+    suspects: list[Reading] | None = None,
 ) -> Verdict:
     """Run one check over drawn examples.
 
@@ -50,6 +58,8 @@ def run_check(
         Look for the smallest failing case.
     survey : bool
         Run all examples whatever they show, so that the verdict has the worst of them.
+    suspects : list of Reading, optional
+        Misunderstandings that explain what failed before; those that explain this are added.
     """
     verdict = Verdict(check)
     began = time.perf_counter()
@@ -70,6 +80,14 @@ def run_check(
         verdict.reason, verdict.case, worst = search.failure
         if not survey:
             verdict.worst = worst
+        verdict.violated = search.violated
+        if check.oracle and worst is not None and not survey:
+            cases = [verdict.case, *_further_failures(check, backend, scope, number)]
+            cause = explain(check, backend, cases, [] if suspects is None else suspects)
+            if cause:
+                verdict.cause, verdict.violated = cause.says, cause.clauses
+        if check.parts and not survey:
+            verdict.violated = verdict.violated or _violated_parts(check, backend, scope, number)
         verdict.reproducer = (
             f"from griffin_conformance import *\n"
             f"reproduce({check.name!r}, {backend.spec!r}, {backend.dtype!r},\n"
@@ -103,6 +121,7 @@ class _Search:
         self.check, self.backend, self.verdict, self.survey = check, backend, verdict, survey
         self.failure: tuple[str, Any, Comparison | None] | None = None
         self.lacks = ""
+        self.violated: tuple[str, ...] = ()
 
     def run(self, scope: Scope, examples: int, number: int, shrink: bool) -> bool:
         """Whether an example failed; :attr:`failure` is then the smallest."""
@@ -126,7 +145,8 @@ class _Search:
             if counting and not failed:
                 self.count(case)
             try:
-                reason, worst = _judge(self.check, self.backend, case, self.verdict.not_compared)
+                counting_now = self.verdict if counting and not failed else None
+                reason, worst, clause = _judge(self.check, self.backend, case, counting_now)
             except Unsupported as missing:
                 # While a failure is made small it means only that this way leads nowhere.
                 self.lacks = str(missing)
@@ -136,6 +156,7 @@ class _Search:
                 self.verdict.worst = worst
             if reason:
                 failed, self.failure = True, (reason, case, worst)
+                self.violated = (clause,) if clause else ()
                 if not self.survey:
                     raise AssertionError(reason)
 
@@ -176,10 +197,50 @@ def _try_smaller_worlds(search: _Search, scope: Scope, examples: int, number: in
                 return
 
 
+def _further_failures(check: Check, backend: Backend, scope: Scope, number: int) -> list[Any]:
+    """A few more failing cases, so that what explains one by chance is found out."""
+    failing: list[Any] = []
+
+    @seed(number)
+    @settings(
+        max_examples=4 * FURTHER, database=None, deadline=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(case=check.cases(scope))
+    def collect(case):
+        if len(failing) < FURTHER:
+            with contextlib.suppress(Unsupported):
+                reason, worst, _ = _judge(check, backend, case)
+                if reason and worst is not None:
+                    failing.append(case)
+
+    collect()
+    return failing
+
+
+PROBING = 24
+"""Examples that each part of a model is given to break a law."""
+
+
+def _violated_parts(check: Check, backend: Backend, scope: Scope, number: int) -> tuple[str, ...]:
+    """Clauses of the parts that break a law by themselves; none if all or none of them do."""
+
+    def fails(probing: Scope) -> bool:
+        return _Search(check, backend, Verdict(check), False).run(probing, PROBING, number, False)
+
+    broken = broken_parts(scope, fails)
+    if len(broken) == len(check.parts):
+        return ()
+    return tuple(clause for part, clause in check.parts.items() if part in broken)
+
+
 def _judge(
-    check: Check, backend: Backend, case: Any, not_compared: set[str]
-) -> tuple[str, Comparison | None]:
-    """Why the case fails, or nothing; and its worst comparison."""
+    check: Check, backend: Backend, case: Any, verdict: Verdict | None = None
+) -> tuple[str, Comparison | None, str]:
+    """Why the case fails, or nothing; its worst comparison; and the clause that it names, if any.
+
+    What was compared is noted in the verdict, if there is one.
+    """
     try:
         # Numbers that are not finite are found by the comparisons.
         with np.errstate(all="ignore"):
@@ -187,16 +248,28 @@ def _judge(
     except Unsupported:
         raise
     except Violation as violation:
-        return str(violation), None
+        return str(violation), None, violation.clause
     except (
         Exception,
         SystemExit,
     ) as error:  # whatever a backend raises on a legal call is a violation
         where = traceback.format_exception(error)[-6:]
-        return f"{type(error).__name__}: {error}\n{''.join(where)}", None
-    not_compared.update(c.name for c in comparisons if not c.compared)
+        return f"{type(error).__name__}: {error}\n{''.join(where)}", None, ""
+    if verdict is not None:
+        _note(verdict, comparisons)
     comparisons = [c for c in comparisons if c.compared]
     worst = max(comparisons, key=lambda c: c.ratio, default=None)
     # The first thing that is wrong explains more than the worst: later ones follow from it.
     wrong = next((c for c in comparisons if not c.passed), None)
-    return (str(wrong) if wrong else ""), worst
+    return (str(wrong) if wrong else ""), worst, ""
+
+
+def _note(verdict: Verdict, comparisons: Sequence[Comparison]) -> None:
+    """Keep what could not be compared, and how far off logits and states are from the oracle's."""
+    verdict.not_compared.update(c.name for c in comparisons if not c.compared)
+    if not verdict.check.oracle or verdict.check.level in ("L0", "L1"):
+        return
+    for comparison in comparisons:
+        for kind, start in (("logits", "logits"), ("states", "layers.")):
+            if comparison.name.startswith(start) and comparison.counts:
+                verdict.ulps.setdefault(kind, Ulps()).add(comparison)

@@ -40,6 +40,7 @@ class Simulation(Arithmetic):
         # Algorithms alternate among samples, so that every combination occurs.
         index = np.arange(samples)
         self.tree = index % 2 == 1
+        self.by_pairs = (index // 8) % 2 == 0
         self.cancels = ((index // 2) % 2 == 1) & (not strict)
         self.squares = (index // 4) % 2 == 1
         self.normalises_first = (index // 4) % 2 == 1
@@ -53,9 +54,14 @@ class Simulation(Arithmetic):
         inverse = self.function(lambda v: 1 / np.sqrt(v), self.rounded(squares + eps, bits), bits)
         return self.rounded(self.rounded(x * inverse, bits) * self.rounded((1 + scale)[None, None]))
 
-    def affine(self, x: NDArray, weight: NDArray, bias: NDArray | None = None) -> NDArray:
+    def product(self, name: str, x: NDArray, weight: NDArray) -> NDArray:
+        """``x @ weight`` with the matrix of that name, of which a quantised model has two kinds."""
+        return self.dot(x, weight)
+
+    def affine(self, x: NDArray, weight: NDArray, bias: NDArray | None = None,
+               name: str = "") -> NDArray:  # fmt: skip
         """A linear layer, its result in the activations' precision."""
-        y = self.dot(x, weight)
+        y = self.product(name, x, weight)
         if bias is not None:
             y = self.rounded(y, self.accumulators) + bias
         return self.rounded(y)
@@ -127,7 +133,11 @@ class Simulation(Arithmetic):
         before = np.zeros(x.shape[2]) if h is None else h
         sequential = ~self.tree
         states[sequential] = self._in_sequence(a[sequential], x[sequential], before)
-        states[self.tree] = self._as_tree(a[self.tree], x[self.tree], before)
+        for by_pairs in (False, True):
+            chosen = self.tree & (self.by_pairs == by_pairs)
+            if chosen.any():
+                prefixes = self._in_pairs if by_pairs else self._in_spans
+                states[chosen] = self._as_tree(prefixes, a[chosen], x[chosen], before)
         return states
 
     def _in_sequence(self, a: NDArray, x: NDArray, before: NDArray) -> NDArray:
@@ -142,21 +152,50 @@ class Simulation(Arithmetic):
             states[:, t] = h
         return states
 
-    def _as_tree(self, a: NDArray, x: NDArray, before: NDArray) -> NDArray:
-        """Spans of length 1, 2, 4 ... are combined, rounding at each level."""
-        bits = self.state
-        a, h = a.copy(), x.copy()
-        span = 1
-        while span < a.shape[1]:
-            directions = self.draw(3, len(a), 1, a.shape[2])
-            moved = round_to(a[:, span:] * h[:, :-span], bits, directions[0])
-            combined = round_to(moved + h[:, span:], bits, directions[1])
-            decay = round_to(a[:, span:] * a[:, :-span], bits, directions[2])
-            h = np.concatenate([h[:, :span], combined], axis=1)
-            a = np.concatenate([a[:, :span], decay], axis=1)
-            span *= 2
+    def _as_tree(self, prefixes, a: NDArray, x: NDArray, before: NDArray) -> NDArray:
+        """The recurrence from 0 by parallel prefixes, and then the state from before."""
+        a, h = prefixes(a, x)
         directions = self.draw(2, len(a), 1, a.shape[2])
-        return round_to(h + round_to(a * before, bits, directions[0]), bits, directions[1])
+        moved = round_to(a * before, self.state, directions[0])
+        return round_to(h + moved, self.state, directions[1])
+
+    def _combined(self, early: tuple[NDArray, NDArray], late: tuple[NDArray, NDArray]):
+        """Decay and state over two neighbouring spans."""
+        directions, bits = self.draw(3, len(early[0]), 1, early[0].shape[2]), self.state
+        moved = round_to(late[0] * early[1], bits, directions[0])
+        state = round_to(moved + late[1], bits, directions[1])
+        return round_to(late[0] * early[0], bits, directions[2]), state
+
+    def _in_spans(self, a: NDArray, x: NDArray) -> tuple[NDArray, NDArray]:
+        """Spans of length 1, 2, 4 ... ending at each time (Hillis and Steele 1986)."""
+        parts, span = (a, x), 1
+        while span < a.shape[1]:
+            early, late = ((z[0][:, part], z[1][:, part]) for z, part in (
+                (parts, slice(None, -span)), (parts, slice(span, None))))  # fmt: skip
+            both = self._combined(early, late)
+            parts = tuple(
+                np.concatenate([z[:, :span], w], axis=1) for z, w in zip(parts, both, strict=True)
+            )
+            span *= 2
+        return parts
+
+    def _in_pairs(self, a: NDArray, x: NDArray) -> tuple[NDArray, NDArray]:
+        """Neighbours first, and then the prefixes of these (Blelloch 1990)."""
+        T = a.shape[1]
+        if T < 2:
+            return a, x
+        even = self._combined(
+            (a[:, : T - T % 2 : 2], x[:, : T - T % 2 : 2]), (a[:, 1::2], x[:, 1::2])
+        )
+        odd_places = self._in_pairs(*even)
+        before = tuple(z[:, : (T - 1) // 2] for z in odd_places)
+        between = self._combined(before, (a[:, 2::2], x[:, 2::2]))
+        result = np.empty_like(a), np.empty_like(x)
+        for k, z in enumerate((a, x)):
+            result[k][:, 0] = z[:, 0]
+            result[k][:, 1::2] = odd_places[k]
+            result[k][:, 2::2] = between[k]
+        return result
 
     def rotate(self, x: NDArray, at: NDArray, base: float, rotary_dim: int) -> NDArray:
         """Rotary embedding of x (S, T, heads, d), with errors of the angles as the profile says."""
@@ -208,7 +247,7 @@ class Simulation(Arithmetic):
     def logits(self, x: NDArray, embedding: NDArray, cap: float) -> NDArray:
         """Tied head and soft cap."""
         bits = self.accumulators
-        z = self.dot(x, embedding.T)
+        z = self.product("embedding", x, embedding.T)
         if cap:
             z = self.rounded(cap * self.function(np.tanh, self.rounded(z / cap, bits), bits), bits)
         return z
@@ -228,7 +267,8 @@ class Simulation(Arithmetic):
         name = f"blocks.{i}."
 
         def linear(leaf: str, u: NDArray) -> NDArray:
-            return self.affine(u, p[f"{name}{leaf}.weight"], p.get(f"{name}{leaf}.bias"))
+            weight = f"{name}{leaf}.weight"
+            return self.affine(u, p[weight], p.get(f"{name}{leaf}.bias"), weight)
 
         u = self.norm(x, p[name + "temporal_norm"], c.norm_eps)
         if c.block_types[i] == "recurrent":

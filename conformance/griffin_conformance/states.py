@@ -44,6 +44,7 @@ def need(state, *names: str):
     strata=("crosses the window", "last document of 1-2 tokens"),
     weight=2,
     clauses=("STATE-1", "STATE-2", "STATE-3"),
+    oracle=True,
 )
 def state_values(backend: Backend, case: Case) -> Sequence[Comparison]:
     """After any layout the state holds the oracle's values, and zeros outside the document."""
@@ -220,7 +221,7 @@ def late_cases(draw, scope) -> Case:
     return Case(replace(world, lengths=(world.lengths[0], n)), Layout((((1, n),),)), (start,))
 
 
-@check("L3", late_cases, clauses=("STATE-9", "ROPE-4"))
+@check("L3", late_cases, clauses=("STATE-9", "ROPE-4"), oracle=True)
 def late_positions(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Positions up to 2^31 - 1 are as exact as early ones, and the first beyond is refused."""
     model, (start,) = model_of(backend, case), case.extra

@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 
 from griffin_conformance.checks import Violation
 from griffin_conformance.envelope import Comparison, Envelope
-from griffin_conformance.oracle import Oracle
+from griffin_conformance.quantisation import (
+    QuantisedProfile,
+    oracle_of,
+    simulation_of,
+    weights_of,
+)
 from griffin_conformance.rounding import FLOAT32, Profile
-from griffin_conformance.simulation import Simulation
 from griffin_np.config import GriffinConfig
 from griffin_np.params import parameter_shapes
 
@@ -167,7 +171,7 @@ class World:
 
 @lru_cache(maxsize=512)
 def _truth(world: World, profile: Profile, document: int, start: int) -> dict[str, NDArray]:
-    oracle = Oracle(world.parameters(profile), world.config, start)
+    oracle = oracle_of(profile, world.config, world.parameters(profile), start)
     T = world.lengths[document]
     truth = {"logits": oracle.read(world.tokens(document), range(start, start + T))}
     streams = [np.array(stream) for stream in zip(*oracle.streams, strict=True)]
@@ -183,14 +187,21 @@ def _truth(world: World, profile: Profile, document: int, start: int) -> dict[st
     return truth
 
 
+def truth_profile(profile: Profile) -> Profile:
+    """The precision that decides what the truth is about.
+
+    All backends but those of fewer bits are given float32 numbers, so their truth is one.
+    """
+    fewer = isinstance(profile, QuantisedProfile) or profile.activations < FLOAT32.activations
+    return profile if fewer else FLOAT32
+
+
 @lru_cache(maxsize=512)
 def _history(world: World, profile: Profile, document: int, start: int) -> dict[str, Envelope]:
-    # All backends but those of fewer bits are given float32 numbers, so their truth is one.
-    given = profile if profile.activations < FLOAT32.activations else FLOAT32
-    truth = _truth(world, given, document, start)
-    simulation = Simulation(profile, seed=world.seed + document)
+    truth = _truth(world, truth_profile(profile), document, start)
+    simulation = simulation_of(profile, world.config, world.seed + document)
     at = np.arange(start, start + world.lengths[document])
-    flat = world.parameters(profile)
+    flat = weights_of(profile, world.config, world.parameters(profile))
     samples = simulation.run(flat, world.config, world.tokens(document), at)
     units = {name: profile.state_unit for name in samples if name.endswith("rg_lru")}
     return {
@@ -228,6 +239,8 @@ def draw_parameters(config: GriffinConfig, weights: str, seed: int) -> dict[str,
 
 def _decays(rng: np.random.Generator, weights: str, shape: tuple[int, ...]) -> NDArray:
     choices = {"long": LAMBDAS[:3], "short": LAMBDAS[5:], "mixed": LAMBDAS}
+    if weights == "instant":  # for isolation.py: a is exactly 0, and nothing is remembered
+        return np.full(shape, 30.0)
     if weights in choices:
         return rng.choice(choices[weights], shape)
     return rng.uniform(-7, -1, shape)
@@ -238,6 +251,8 @@ def _styled(
 ) -> NDArray:
     if weights == "saturated" and leaf in ("b_a", "b_x"):
         return value + rng.choice([-200.0, -60.0, -12.0, 12.0, 60.0, 200.0], value.shape)
+    if weights == "instant" and leaf == "b_a":
+        return np.full_like(value, 20.0)
     if weights == "held" and leaf == "b_a":
         return np.full_like(value, -200.0)
     if weights == "tiny" and name == "embedding":

@@ -3,9 +3,13 @@
 griffin-np conformance run --backend numpy                  the reference, in float32
 griffin-np conformance run --backend jax --level L2         one level of another engine
 griffin-np conformance run --backend package.module:Class   your own adapter
+griffin-np conformance run --backend "cmd:./engine --stdio" an engine in any language
 griffin-np conformance list                                 what is checked
+griffin-np conformance clauses ATTN                         what the specification says
+griffin-np conformance compare before.json after.json       what has changed
 
-Exit code 0: the backend conforms; 1: it violates what it must do; 2: wrong usage.
+Exit code 0: the backend conforms, nothing got worse; 1: it violates what it must do, or something
+got worse; 2: wrong usage.
 """
 
 import argparse
@@ -13,95 +17,100 @@ import contextlib
 import os
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
-from griffin_np.errors import ConfigError, GriffinError, MissingExtraError
+from griffin_np.errors import MissingExtraError
+
+PROFILES = ("smoke", "default", "thorough")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
     run = actions.add_parser("run", help="run the suite on a backend")
     add = run.add_argument
-    add("--backend", default="numpy", metavar="NAME|MODULE:CLASS",
-        help="numpy, numba, jax (also jax-associative, jax-pallas), transformers, or your "
-             "subclass of griffin_conformance.Backend"
+    add("--backend", default="numpy", metavar="NAME|MODULE:CLASS|CMD:COMMAND",
+        help="an adapter by name (griffin-np conformance backends), your subclass of "
+             "griffin_conformance.Backend, or the command of an engine that speaks the protocol"
     )  # fmt: skip
     add("--dtype", help="precision to compute in and to be held to (the backend's first)")
-    add("--level", action="append", default=[], metavar="L0|L1|L2|L3",
-        help="operations, blocks, the model's laws, state; repeatable (all)")  # fmt: skip
+    add("--level", action="append", default=[], metavar="L0|...|L5",
+        help="operations, blocks, laws, state, checkpoints, quantised; repeatable (all)"
+    )  # fmt: skip
     add("--check", action="append", default=[], metavar="NAME", help="one check; repeatable (all)")
-    add("--max-examples", type=int, metavar="N", help="examples of each check (60)")
+    add("--clause", action="append", default=[], metavar="ID",
+        help="the checks that test a clause, or a family of clauses; repeatable (all)"
+    )  # fmt: skip
+    add("--profile", choices=PROFILES, help="how many examples: smoke 6, default 60, thorough 400")
+    add("--max-examples", type=int, metavar="N", help="examples of each check, in place of that")
     add("--seed", type=int, default=0, metavar="S",
         help="the same seed draws the same examples (0)")  # fmt: skip
     add("--explore", action="store_true", help="draw new examples; the seed is printed")
     add("--no-shrink", action="store_true", help="do not look for the smallest failing case")
+    add("--xfails", metavar="FILE", nargs="?", const="",
+        help="known failures, which do not fail the run, while one that passes does "
+             "(without FILE: the list that the suite has for the backend)"
+    )  # fmt: skip
     add("--json", metavar="FILE", help="write the certificate here; - prints it")
+    add("--html", metavar="FILE", help="write a page that shows everything")
+    add("--junit", metavar="FILE", help="write JUnit XML")
+    add("--badge", metavar="FILE", help="write a badge: .json for shields.io, or .svg")
+
     actions.add_parser("list", help="list the checks and what they say")
+    actions.add_parser("backends", help="list the backends, and which are installed")
+    clauses = actions.add_parser("clauses", help="show clauses of the specification")
+    clauses.add_argument("id", nargs="*", help="clauses or families of clauses (titles of all)")
+
+    report = actions.add_parser("report", help="one page, or Markdown, of several certificates")
+    report.add_argument("certificate", nargs="+", help="certificates, as --json wrote them")
+    report.add_argument("--html", metavar="FILE", help="write the page here")
+    report.add_argument("--badge", metavar="FILE", help="write a badge of the first certificate")
+
+    compare = actions.add_parser("compare", help="what differs between two certificates")
+    compare.add_argument("before")
+    compare.add_argument("after")
+    compare.add_argument("--json", action="store_true", help="print one JSON document")
+
+    certify = actions.add_parser("certify", help="run every installed backend, and report")
+    certify.add_argument("--out", default="certificates", metavar="FOLDER",
+                         help="certificates, page and badges (certificates)")  # fmt: skip
+    certify.add_argument("--backend", action="append", default=[], metavar="NAME[:DTYPE]",
+                         help="only these; repeatable (all that are installed)")  # fmt: skip
+    certify.add_argument("--profile", action="append", choices=PROFILES, default=[],
+                         help="only these; repeatable (all)")  # fmt: skip
+    certify.add_argument("--resume", action="store_true",
+                         help="skip what the folder has of these versions")  # fmt: skip
+
+    evolve = actions.add_parser("evolve", help="two backends side by side, step by step")
+    evolve.add_argument("--backend", default="jax-pallas", metavar="NAME")
+    evolve.add_argument("--against", default="numpy", metavar="NAME")
+    evolve.add_argument("--dtype", default="float32")
+    evolve.add_argument("--seeds", type=int, default=3, metavar="N", help="texts of each model (3)")
+    evolve.add_argument("--json", action="store_true", help="print one JSON document")
+
+    validate = actions.add_parser("validate", help="try an engine's protocol, message by message")
+    validate.add_argument("command", metavar="CMD:COMMAND")
+
+    vectors = actions.add_parser("vectors", help="golden vectors, for tests without Python")
+    kinds = vectors.add_subparsers(dest="what", metavar="export|verify", required=True)
+    export = kinds.add_parser("export", help="write them to a folder")
+    export.add_argument("folder")
+    export.add_argument("--large", action="store_true", help="larger models too")
+    verify = kinds.add_parser("verify", help="hold a backend against them")
+    verify.add_argument("folder", nargs="?", help="a folder of vectors (those of the package)")
+    verify.add_argument("--backend", default="numpy", metavar="NAME|MODULE:CLASS|CMD:COMMAND")
+    verify.add_argument("--dtype")
 
 
 def run(args: argparse.Namespace) -> int:
     for package in ("hypothesis", "mpmath"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "conformance")
-    from griffin_conformance.checks import find_checks
+    from griffin_conformance.command import ACTIONS
 
-    if args.action == "list":
-        for check in find_checks():
-            print(f"{check.level}  {'MUST  ' if check.must else 'SHOULD'}  {check.name}\n"
-                  f"      {check.says}")  # fmt: skip
-        return 0
     here = os.getcwd()
     sys.path.insert(0, here)  # so that module:Class finds a module beside the user
     try:
-        return _certify(args)
+        return ACTIONS[args.action](args)
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(here)
-
-
-def _certify(args: argparse.Namespace) -> int:
-    import json
-    import secrets
-
-    from griffin_conformance.backends import find_backend
-    from griffin_conformance.certificate import certify
-    from griffin_conformance.checks import EXAMPLES, find_checks
-    from griffin_conformance.report import as_line, as_text, write_json
-
-    examples = EXAMPLES if args.max_examples is None else args.max_examples
-    if examples < 1:
-        raise ConfigError(f"--max-examples must be at least 1, got {examples}")
-    if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
-        raise ConfigError(f"--json {args.json}: there is no folder {Path(args.json).parent}")
-    if args.json not in (None, "-") and Path(args.json).is_dir():
-        raise ConfigError(f"--json {args.json} is a folder; give the name of a file")
-    try:
-        backend = find_backend(args.backend, args.dtype)
-        args.level = [level.upper() for level in args.level]
-        if not find_checks(args.level, args.check):
-            raise ValueError("no check is both in --level and in --check")
-    except GriffinError:
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    text = sys.stderr if args.json == "-" else sys.stdout
-    if args.explore:
-        args.seed = secrets.randbelow(2**31)
-        print(f"exploring: --seed {args.seed} draws these examples again", file=text)
-    terminal = sys.stderr.isatty()
-
-    def progress(check):
-        if terminal:
-            print(f"{check.level}  {check.name} ...", end="\r", file=sys.stderr, flush=True)
-
-    certificate = certify(
-        backend, args.level, args.check, examples, progress=progress,
-        report=lambda verdict: print(as_line(verdict), file=text, flush=True),
-        seed_number=args.seed, shrink=not args.no_shrink,
-    )  # fmt: skip
-    print(as_text(certificate), file=text)
-    if args.json == "-":
-        print(json.dumps(certificate.to_dict()))
-    elif args.json:
-        write_json(certificate, args.json)
-    return 0 if certificate.conforms else 1

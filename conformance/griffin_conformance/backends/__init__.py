@@ -8,15 +8,26 @@ import importlib
 import platform
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from griffin_conformance.rounding import PROFILES
+from griffin_conformance.quantisation import Quantisation, QuantisedProfile
+from griffin_conformance.rounding import PROFILES, Profile
 from griffin_np.config import GriffinConfig
 from griffin_np.errors import GriffinError, MissingExtraError
 
-__all__ = ["ADAPTERS", "Backend", "Unsupported", "find_backend", "versions_of"]
+__all__ = [
+    "ADAPTERS",
+    "ENTRY_POINTS",
+    "Backend",
+    "Unsupported",
+    "available",
+    "find_backend",
+    "versions_of",
+]
 
 ADAPTERS = {
     "numpy": "griffin_conformance.backends.reference:NumPyBackend",
@@ -25,6 +36,10 @@ ADAPTERS = {
     "jax-associative": "griffin_conformance.backends.xla:JaxAssociative",
     "jax-pallas": "griffin_conformance.backends.xla:JaxPallas",
     "transformers": "griffin_conformance.backends.transformers:TransformersBackend",
+    "transformers-w1": "griffin_conformance.backends.transformers:TransformersW1",
+    "mlx-lm": "griffin_conformance.backends.mlx:MlxLm",
+    "mlx-lm-w1": "griffin_conformance.backends.mlx:MlxLmW1",
+    "mlx-lm-bfloat16": "griffin_conformance.backends.mlx:MlxLmBfloat16",
 }
 """Adapters by name."""
 
@@ -33,8 +48,20 @@ EXTRAS = {
     "jax-associative": "jax",
     "jax-pallas": "jax",
     "transformers": "peers",
+    "transformers-w1": "peers",
 }
 """The extra that an adapter needs."""
+
+PACKAGES = {
+    "mlx-lm": '"mlx-lm[cpu]"',
+    "mlx-lm-w1": '"mlx-lm[cpu]"',
+    "mlx-lm-bfloat16": '"mlx-lm[cpu]"',
+}
+"""What pip is to install for an adapter that none of our extras brings."""
+
+
+class MissingPackageError(GriffinError, ImportError):
+    """An implementation that is not installed."""
 
 
 class Unsupported(Exception):
@@ -58,7 +85,9 @@ class Backend:
     name : str
         As the command line takes it.
     dtypes : tuple of str
-        Precision profiles that it can compute in.
+        Precision profiles that it can compute in, and names of :attr:`quantised`.
+    quantised : dict of str to Quantisation
+        How it rounds weights and activations, for each of its dtypes that does.
     fixed_shapes : bool
         It compiles every shape anew: draw models from a fixed pool.
     cannot : frozenset of str
@@ -67,15 +96,16 @@ class Backend:
 
     name: str = ""
     dtypes: tuple[str, ...] = ("float32",)
+    quantised: Mapping[str, Quantisation] = {}
     fixed_shapes: bool = False
     cannot: frozenset[str] = frozenset()
 
     def __init__(self, dtype: str | None = None):
         self.dtype = dtype or self.dtypes[0]
-        if unknown := set(self.dtypes) - set(PROFILES):
+        if unknown := set(self.dtypes) - set(PROFILES) - set(self.quantised):
             raise ValueError(
                 f"backend {self.name} claims {sorted(unknown)}; the suite knows the precisions "
-                f"{', '.join(PROFILES)}"
+                f"{', '.join(PROFILES)}, and those that it describes in `quantised`"
             )
         if self.dtype not in self.dtypes:
             raise ValueError(
@@ -97,11 +127,70 @@ class Backend:
         known = self.name in ADAPTERS or ":" in self.name
         return self.name if known else f"{type(self).__module__}:{type(self).__qualname__}"
 
+    @property
+    def profile(self) -> Profile:
+        """The precision that it is held to."""
+        if self.dtype in self.quantised:
+            return QuantisedProfile.of(self)
+        return PROFILES[self.dtype]
+
+    # -- L5
+
+    def dequantised(
+        self, config: GriffinConfig, flat: Mapping[str, NDArray]
+    ) -> Mapping[str, NDArray]:
+        """All weights as a model holds them that was given ``flat``, by the same names.
+
+        Float32 or float64, without error: a code times its step. A dtype that is in
+        :attr:`quantised` needs this.
+        """
+        raise Unsupported("it does not show the weights that it holds")
+
+    def input_groups(self, config: GriffinConfig, name: str, inputs: int) -> NDArray:
+        """The number of the group of each input of a matrix, (inputs,), by its flat name.
+
+        By default :attr:`Quantisation.group` inputs after another make a group.
+        """
+        return np.arange(inputs) // (self.quantised[self.dtype].group or max(inputs, 1))
+
+    # -- L4
+
+    def load(self, folder: Path) -> Any:
+        """A model as :meth:`model` gives it, of a Hugging Face folder.
+
+        The folder has a ``config.json`` and weights as safetensors, and perhaps a
+        ``generation_config.json`` and a vocabulary. What is no complete checkpoint is refused by
+        any exception, and should be by one that names the tensor or the file.
+        """
+        raise Unsupported("it loads no checkpoint folders")
+
+    def tokenizer(self, folder: Path) -> Any:
+        """The vocabulary of a folder with ``tokenizer.model`` and ``tokenizer_config.json``.
+
+        An object with ``encode(text, bos=True)`` to a list of ids, ``decode(ids)`` to text and, if
+        it has dialogues, ``encode_dialogue(messages)``: messages are dictionaries of "role", which
+        is "user" or "model", and "content", and the ids end where the model's turn begins.
+        """
+        raise Unsupported("it has no tokenizer")
+
+    def nf4(self, parts: Mapping[str, NDArray], shape: tuple[int, ...]) -> NDArray:
+        """A matrix of this shape, (outputs, inputs), that bitsandbytes has stored as nf4.
+
+        ``parts`` are the tensors of the file: "weight" and, without their common prefix
+        ``weight.``, "absmax", "quant_map", "quant_state.bitsandbytes__nf4" and, where scales are
+        quantised themselves, "nested_absmax" and "nested_quant_map".
+        """
+        raise Unsupported("it reads no nf4 tensors")
+
     # -- L2 and L3
 
     def model(self, config: GriffinConfig, flat: Mapping[str, NDArray]) -> Any:
         """A model that answers the call contract of :class:`griffin_np.base.Model`."""
         raise Unsupported("it has no models")
+
+    def compiled(self, config: GriffinConfig, flat: Mapping[str, NDArray]) -> Any:
+        """The same model compiled or traced, where the implementation offers both."""
+        raise Unsupported("it has no other way of running a model that is compiled")
 
     # -- L1
 
@@ -180,25 +269,60 @@ def versions_of(*distributions: str) -> dict[str, str]:
     return found
 
 
+ENTRY_POINTS = "griffin_np.backends"
+"""Group of entry points by which installed packages offer adapters of their own."""
+
+
+def offered() -> dict[str, metadata.EntryPoint]:
+    """Adapters that installed packages offer, by name; names of this suite's own are not theirs."""
+    found = metadata.entry_points(group=ENTRY_POINTS)
+    return {point.name: point for point in found if point.name not in ADAPTERS}
+
+
+def available() -> dict[str, str]:
+    """Every named backend, and what it lacks on this machine; nothing if it can be run."""
+    missing = {}
+    for name in (*ADAPTERS, *offered()):
+        try:
+            find_backend(name)
+        except (GriffinError, ValueError) as error:
+            missing[name] = str(error)
+        else:
+            missing[name] = ""
+    return missing
+
+
 def find_backend(spec: str, dtype: str | None = None) -> Backend:
-    """An adapter by name, or as ``module:Class``.
+    """An adapter by name, from an installed package's entry point, as ``module:Class``, or a
+    program that speaks :mod:`griffin_conformance.protocol`, as ``cmd:./engine --stdio``.
 
     Raises
     ------
     ValueError
         If there is none of that name, or it does not have the dtype.
     """
-    path = ADAPTERS.get(spec, spec)
+    if spec.startswith("cmd:"):
+        from griffin_conformance.protocol import CommandBackend
+
+        return CommandBackend(spec.removeprefix("cmd:"), dtype)
+    point = None if spec in ADAPTERS else offered().get(spec)
+    path = ADAPTERS.get(spec, point.value if point else spec)
     module, separator, attribute = path.partition(":")
     if not (separator and module and attribute):
         raise ValueError(
-            f"no backend {spec!r}; choose one of {', '.join(ADAPTERS)}, or give module:Class"
+            f"no backend {spec!r}; choose one of {', '.join(ADAPTERS)}, or give module:Class "
+            f'or "cmd:COMMAND"'
         )
     try:
         found = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         if spec in EXTRAS and error.name:
             raise MissingExtraError(error.name, EXTRAS[spec]) from None
+        if spec in PACKAGES and error.name:
+            raise MissingPackageError(
+                f"backend {spec} needs the package {error.name!r}, which is not installed: "
+                f"run  pip install {PACKAGES[spec]}"
+            ) from None
         raise ValueError(f"backend {spec} cannot be loaded: {error}") from error
     except Exception as error:  # a user's module may raise anything
         what = f"{type(error).__name__}: {error}"

@@ -2,11 +2,16 @@
 
 import numpy as np
 
+import griffin_np
 from griffin_conformance.backends import Backend, versions_of
+from griffin_conformance.backends.reference import Vocabulary
+from griffin_conformance.quantisation import ActivationRounding, Quantisation, SymmetricWeights
 from griffin_kernels.cpu import attention, operations, scan
 from griffin_kernels.cpu.engine import NumbaModel
+from griffin_kernels.cpu.isa.common import GROUP
+from griffin_kernels.cpu.weights import Layout
 from griffin_np.config import GriffinConfig
-from griffin_np.params import nest
+from griffin_np.params import flatten, nest
 
 __all__ = ["NumbaBackend"]
 
@@ -16,20 +21,59 @@ def single(array):
     return np.asarray(array, np.float32)
 
 
-class NumbaBackend(Backend):
-    """``griffin_kernels.cpu``, its matrices and their inputs in float32 or bfloat16.
+def up(width, multiple):
+    """The next multiple."""
+    return -(-width // multiple) * multiple
 
-    Operations run through the engine's own kernels, each on its own.
+
+class NumbaBackend(Backend):
+    """``griffin_kernels.cpu``, its matrices and their inputs in any of its dtypes.
+
+    Operations run through the engine's own kernels, each on its own. Int8 and int4 weights have one
+    bfloat16 step for each output and 64 inputs, and meet activations of 8 bits.
     """
 
     name = "numba"
-    dtypes = ("float32", "bfloat16")
+    dtypes = ("float32", "bfloat16", "int8", "int4")
+    quantised = {
+        "int8": Quantisation(SymmetricWeights(-127, 127, 8), ActivationRounding(8), GROUP),
+        "int4": Quantisation(SymmetricWeights(-8, 7, 8), ActivationRounding(8), GROUP),
+    }
+
+    def adapt(self, config):
+        """In int4, inputs of every matrix in whole groups, and no width that is a square."""
+        if self.dtype != "int4":
+            return config
+        heads = config.num_heads
+        whole = np.lcm(GROUP, heads)
+        width = up(config.width, whole)
+        return config.replace(
+            width=int(width * 2 if width == 64 else width),
+            lru_width=int(up(config.lru_width, whole)),
+            mlp_width=up(config.mlp_width, GROUP),
+        )
+
+    def dequantised(self, config, flat):
+        return flatten(self.model(config, flat).parameters)
+
+    def input_groups(self, config, name, inputs):
+        """Groups are cut where heads are padded: to 64 channels in the recurrence, else to 16."""
+        layout = Layout(config)
+        places = layout.matrices[name.removesuffix(".weight").split(".", 2)[-1]][1]
+        at = np.arange(inputs) if places is None else np.flatnonzero(places >= 0)
+        return at // GROUP
 
     def versions(self):
         return super().versions() | versions_of("numba", "llvmlite")
 
     def model(self, config, flat):
         return NumbaModel(config, nest(dict(flat)), dtype=self.dtype)
+
+    def load(self, folder):
+        return griffin_np.load(folder, "numba", self.dtype)
+
+    def tokenizer(self, folder):
+        return Vocabulary(folder / "tokenizer.model")
 
     def block(self, config, flat, i, x, positions):
         return operations.block(config, flat, i, x, self.dtype)

@@ -2,12 +2,22 @@
 
 import numpy as np
 
+import griffin_np
 from griffin_conformance.backends import Backend
-from griffin_np import attention, layers, model, rg_lru
+from griffin_np import attention, chat, layers, model, rg_lru
 from griffin_np.params import nest
 from griffin_np.state import State
+from griffin_np.tokenizer import Tokenizer
 
-__all__ = ["NumPyBackend"]
+__all__ = ["NumPyBackend", "Vocabulary"]
+
+
+class Vocabulary(Tokenizer):
+    """``griffin_np``'s tokenizer, with dialogues."""
+
+    def encode_dialogue(self, messages):
+        """Token ids of a dialogue, up to where the model's turn begins."""
+        return chat.encode_dialogue(self, messages)
 
 
 class NumPyBackend(Backend):
@@ -15,6 +25,12 @@ class NumPyBackend(Backend):
 
     name = "numpy"
     dtypes = ("float32", "float64")
+
+    def load(self, folder):
+        return griffin_np.load(folder, "numpy", self.dtype)
+
+    def tokenizer(self, folder):
+        return Vocabulary(folder / "tokenizer.model")
 
     def cast(self, array):
         """An array in this backend's dtype; None stays."""

@@ -1,99 +1,53 @@
-"""RecurrentGemma in transformers 5, on the CPU in float32, as a careful user runs it.
+"""RecurrentGemma in transformers 5, on the CPU in float32: two adapters, for two questions.
 
-Its window counts the token itself, so it is given W + 1. Padding is told by a mask, positions by
-``position_ids``, and what was read before by a ``DynamicCache``, which is copied before a call
-changes it. Beside the cache each recurrent module keeps its state in itself: nothing that is passed
-to the model takes it along, and only a call without a cache clears it. It is left as it is found.
+``transformers`` shows it as it is, with its own window: ``attention_window_size`` is W, as in the
+released checkpoints, and it is asked for every configuration that has a field there. A fault that
+many configurations share, such as the window, then stands before all others.
 
-The adapter calls transformers' own modules and functions, and repairs nothing.
+``transformers-w1`` shows what else is wrong. It gives the window W + 1, because transformers counts
+the token itself, and does not ask for what the first adapter fails anyway: a recurrence of another
+width than the model, logits without a cap. It calls the model as one who knows it would; see
+:class:`~griffin_conformance.backends.transformers_model.CarefulModel`.
+
+Both call transformers' own modules and functions, and repair nothing.
 """
 
-import contextlib
-import copy
-import functools
-import inspect
-import warnings
-from dataclasses import dataclass
-from types import SimpleNamespace
-
-import numpy as np
 import torch
-import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.recurrent_gemma import modeling_recurrent_gemma as theirs
 
 from griffin_conformance.backends import Backend, versions_of
-from griffin_np.checkpoints.hf_config import config_to_json
+from griffin_conformance.backends.transformers_model import (
+    CarefulModel,
+    Session,
+    TransformersModel,
+    build,
+    our_config,
+    quiet,
+    quietly,
+    tensor,
+    their_config,
+    theirs,
+)
 from griffin_np.checkpoints.hf_names import tensor_names
 from griffin_np.config import ATTENTION, RECURRENT, GriffinConfig
 
-__all__ = ["Session", "TransformersBackend", "TransformersModel", "build"]
-
-CACHE = "past_key_values"
-"""What the argument for the cache is called in this version: ``cache`` since 5.24."""
-if "cache" in inspect.signature(theirs.RecurrentGemmaForCausalLM.forward).parameters:
-    CACHE = "cache"
-
-
-@contextlib.contextmanager
-def quiet():
-    """No gradients, no warnings, no advice."""
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-
-
-def quietly(function):
-    """A function that runs in :func:`quiet`."""
-
-    @functools.wraps(function)
-    def wrapped(*args, **kwargs):
-        with quiet():
-            return function(*args, **kwargs)
-
-    return wrapped
-
-
-def their_config(config: GriffinConfig) -> transformers.RecurrentGemmaConfig:
-    """The configuration in transformers' terms."""
-    values = config_to_json(config, "float32")
-    values["attention_window_size"] = config.window + 1
-    return transformers.RecurrentGemmaConfig.from_dict(values, attn_implementation="sdpa")
-
-
-def build(config: GriffinConfig, flat) -> transformers.RecurrentGemmaForCausalLM:
-    """A model of transformers with given weights, in float32.
-
-    Parameters
-    ----------
-    config : GriffinConfig
-    flat : mapping of str to array
-        Parameters by flat name.
-    """
-    model = theirs.RecurrentGemmaForCausalLM(their_config(config)).eval()
-    tensors = {"lm_head.weight": tensor(flat["embedding"])}
-    for name, (theirs_name, _, save) in tensor_names(config).items():
-        tensors[theirs_name] = tensor(save(np.asarray(flat[name])))
-    model.load_state_dict(tensors)
-    return model
+__all__ = [
+    "Session",
+    "TransformersBackend",
+    "TransformersModel",
+    "TransformersW1",
+    "build",
+    "quiet",
+]
 
 
 def mask_of(config, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor | None:
     """The attention mask that transformers' model hands to its layers for x (1, T, D)."""
     return create_sliding_window_causal_mask(config, x, None, None, position_ids=positions)
-
-
-def tensor(array, dtype=torch.float32) -> torch.Tensor:
-    """A tensor of its own memory."""
-    return torch.tensor(np.ascontiguousarray(array), dtype=dtype)
 
 
 def row(array) -> torch.Tensor:
@@ -108,97 +62,6 @@ def small(width: int, heads: int = 1, kind: str = RECURRENT, **fields) -> Griffi
     )
 
 
-@dataclass
-class Session:
-    """What a user keeps between calls: the cache, and which columns so far are no padding."""
-
-    cache: transformers.DynamicCache
-    real: np.ndarray
-
-
-class TransformersModel:
-    """The call contract of :class:`griffin_np.base.Model` on a model of transformers.
-
-    Parameters
-    ----------
-    config : GriffinConfig
-    flat : mapping of str to array
-    """
-
-    @quietly
-    def __init__(self, config: GriffinConfig, flat):
-        self.config = config
-        self.model = build(config, flat)
-
-    @quietly
-    def __call__(self, tokens, positions=None, state=None, logits="all"):
-        """Read tokens (B, T).
-
-        Logits of padding, which transformers computes and its users leave aside, are given as 0. A
-        call without tokens, which transformers refuses, is not made.
-        """
-        tokens = np.asarray(tokens)
-        (B, T), fresh = tokens.shape, state is None
-        if fresh:
-            state = Session(self.new_cache(), np.ones((B, 0), bool))
-        if not T:
-            return np.zeros((B, 0, self.config.vocab_size), np.float32), state
-        if positions is None:
-            positions = state.real.sum(axis=1)[:, None] + np.arange(T)
-        positions, given = np.asarray(positions), {}
-        real = positions != -1
-        packed = fresh and real.all() and np.any(positions[:, 1:] == 0)
-        # As in transformers' own generate, padding stands at position 0.
-        given["position_ids"] = torch.tensor(np.where(real, positions, 0))
-        given["input_ids"] = torch.tensor(np.where(real, tokens, self.config.pad_id))
-        state = Session(copy.deepcopy(state.cache), np.concatenate([state.real, real], axis=1))
-        if not state.real.all():
-            given["attention_mask"] = torch.tensor(state.real).long()
-        # Without cache and mask, and only then, attention keeps documents of a row apart.
-        apart = self.model(**given, use_cache=False).logits if packed else None
-        found = self.model(**given, **{CACHE: state.cache}, use_cache=True).logits
-        values = np.where(real[:, :, None], (found if apart is None else apart).numpy(), 0)
-        if logits == "none":
-            return None, state
-        if logits == "last":
-            last = T - 1 - real[:, ::-1].argmax(axis=1)
-            return values[np.arange(B), last], state
-        return values, state
-
-    def new_cache(self) -> transformers.DynamicCache:
-        """A cache as transformers' generate makes it, or one that models without attention accept.
-
-        For those, generate fails with the cache of its own making.
-        """
-        if ATTENTION in self.config.block_types:
-            return transformers.DynamicCache(config=self.model.config)
-        return transformers.DynamicCache()
-
-    @quietly
-    def hidden_states(self, tokens):
-        """Residual streams: the embedding, each block's, the last through the final norm."""
-        found = self.model(torch.tensor(tokens), output_hidden_states=True, use_cache=False)
-        return tuple(stream.numpy() for stream in found.hidden_states)
-
-    @quietly
-    def generate(self, prompts, max_tokens=16, temperature=0.0, seed=0, ignore_eos=False):
-        """Continuations by transformers' own generate, of prompts padded on the left."""
-        longest = max(map(len, prompts))
-        pad = self.config.pad_id
-        ids = [[pad] * (longest - len(p)) + list(p) for p in prompts]
-        mask = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
-        choice = {"do_sample": False}
-        if temperature:
-            choice = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        self.model.generation_config.eos_token_id = None if ignore_eos else self.config.eos_id
-        transformers.set_seed(seed)
-        found = self.model.generate(
-            torch.tensor(ids), attention_mask=torch.tensor(mask), max_new_tokens=max_tokens,
-            pad_token_id=pad, **{CACHE: self.new_cache()}, **choice,
-        )  # fmt: skip
-        return [SimpleNamespace(tokens=more.tolist()) for more in found[:, longest:]]
-
-
 class GivenStream(torch.nn.Module):
     """In place of a model: a residual stream that has gone through the final norm."""
 
@@ -210,34 +73,81 @@ class GivenStream(torch.nn.Module):
         return BaseModelOutput(last_hidden_state=self.x)
 
 
+class Vocabulary:
+    """``AutoTokenizer``, called as its documentation does."""
+
+    @quietly
+    def __init__(self, folder):
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    @quietly
+    def encode(self, text, bos=True):
+        """Token ids of a text."""
+        return self.tokenizer.encode(text, add_special_tokens=bos)
+
+    @quietly
+    def decode(self, ids):
+        """Text of token ids."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    @quietly
+    def encode_dialogue(self, messages):
+        """Token ids of a dialogue, by the template of the folder."""
+        given = {"add_generation_prompt": True, "return_dict": False}
+        return self.tokenizer.apply_chat_template(messages, **given)
+
+
 class TransformersBackend(Backend):
-    """``RecurrentGemmaForCausalLM`` of transformers, its window set to W + 1."""
+    """``RecurrentGemmaForCausalLM`` of transformers as it is."""
 
     name = "transformers"
     dtypes = ("float32",)
-    cannot = frozenset({"no soft cap", "lru_width is not width"})
+    more_keys = 0
+    """Added to the window to get ``attention_window_size``."""
+
+    models: type[TransformersModel] = TransformersModel
 
     def adapt(self, config):
-        """Scaled embeddings, capped logits, and a recurrence as wide as the model.
-
-        There is a field for another ``lru_width``, but states are made ``hidden_size`` wide, so
-        that a first call of one token ends in an error.
-        """
-        return config.replace(
-            lru_width=config.width,
-            scale_embeddings=True,
-            logits_soft_cap=config.logits_soft_cap or 30.0,
-        )
+        """Scaled embeddings: there is no field that would switch the scaling off."""
+        return config.replace(scale_embeddings=True)
 
     def versions(self):
         return super().versions() | versions_of("torch", "transformers")
 
+    @quietly
     def model(self, config, flat):
-        return TransformersModel(config, flat)
+        return self.models(config, build(config, flat, config.window + self.more_keys))
+
+    @quietly
+    def load(self, folder):
+        config = self.read_config(folder)
+        ours = our_config(config, config.attention_window_size)
+        config.attention_window_size += self.more_keys
+        model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
+        return self.models(ours, model)
+
+    def read_config(self, folder):
+        """What transformers makes of a ``config.json``."""
+        return AutoConfig.from_pretrained(folder)
+
+    def tokenizer(self, folder):
+        return Vocabulary(folder)
+
+    @quietly
+    def compiled(self, config, flat):
+        """The model after ``torch.compile``, which traces it anew for every shape of call.
+
+        The traced operations are run as they are, so that nothing but tracing can change a result.
+        """
+        torch._dynamo.reset()
+        model = self.model(config, flat)
+        model.model = torch.compile(model.model, backend="eager")
+        return model
 
     @quietly
     def block(self, config, flat, i, x, positions):
-        model, x, places = build(config, flat), row(x), torch.tensor(positions)[None]
+        model = build(config, flat, config.window + self.more_keys)
+        x, places = row(x), torch.tensor(positions)[None]
         mask = mask_of(model.config, x, places)
         return model.model.layers[i](x, places, mask, use_cache=False)[0].numpy()
 
@@ -315,8 +225,8 @@ class TransformersBackend(Backend):
     @quietly
     def attention(self, q, k, v, positions, window):
         (T, H, d), Q = q.shape, k.shape[1]
-        config = their_config(small(H * d, H, ATTENTION, num_kv_heads=Q, window=window,
-                                    rope_fraction=0.0))  # fmt: skip
+        config = small(H * d, H, ATTENTION, num_kv_heads=Q, window=window, rope_fraction=0.0)
+        config = their_config(config, window + self.more_keys)
         module = theirs.RecurrentGemmaAttention(config, 0).eval()
         mask = mask_of(config, torch.zeros(1, T, H * d), torch.tensor(positions)[None])
         attend = ALL_ATTENTION_FUNCTIONS[config._attn_implementation]
@@ -333,3 +243,30 @@ class TransformersBackend(Backend):
         model.model = GivenStream(row(x))
         model.lm_head.weight = torch.nn.Parameter(tensor(embedding))
         return model().logits[0].numpy()
+
+
+class TransformersW1(TransformersBackend):
+    """The same with the window W + 1, and without what :class:`TransformersBackend` fails."""
+
+    name = "transformers-w1"
+    cannot = frozenset({"no soft cap", "lru_width is not width"})
+    more_keys = 1
+    models = CarefulModel
+
+    def adapt(self, config):
+        """Capped logits too, and a recurrence as wide as the model.
+
+        A cap of 0 gives logits of 0 and NaN. There is a field for another ``lru_width``, but states
+        are made ``hidden_size`` wide, so that a first call of one token ends in an error.
+        """
+        return (
+            super()
+            .adapt(config)
+            .replace(lru_width=config.width, logits_soft_cap=config.logits_soft_cap or 30.0)
+        )
+
+    def read_config(self, folder):
+        """The same with the block pattern, which transformers does not look for under this name."""
+        config = super().read_config(folder)
+        config.block_types = list(getattr(config, "_block_types", config.block_types))
+        return config

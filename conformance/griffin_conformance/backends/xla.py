@@ -5,7 +5,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+import griffin_np
 from griffin_conformance.backends import Backend, versions_of
+from griffin_conformance.backends.reference import Vocabulary
 from griffin_kernels.xla import attention, layers, model, recurrent, rope, scan_xla
 from griffin_kernels.xla.engine import JaxModel
 from griffin_np.config import ATTENTION, GriffinConfig
@@ -44,6 +46,12 @@ class JaxBackend(Backend):
     def model(self, config, flat):
         weights = {name: array.astype(jnp.dtype(self.dtype)) for name, array in flat.items()}
         return JaxModel(config, nest(weights), scan=self.scan_by)
+
+    def load(self, folder):
+        return griffin_np.load(folder, "jax", self.dtype, scan=self.scan_by)
+
+    def tokenizer(self, folder):
+        return Vocabulary(folder / "tokenizer.model")
 
     def block(self, config, flat, i, x, positions):
         p = nest({name: self.real(array) for name, array in flat.items()})["blocks"][i]

@@ -1,0 +1,172 @@
+"""Which misunderstanding explains a failure, and which clauses a backend most likely violates."""
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from griffin_conformance import oracle, worlds
+from griffin_conformance.backends import Backend, Unsupported
+from griffin_conformance.envelope import the_spread_alone_counts
+from griffin_conformance.readings import READINGS, RIGHT, Reading
+
+if TYPE_CHECKING:
+    from griffin_conformance.checks import Check, Verdict
+
+__all__ = ["Cause", "explain", "in_order_of_suspicion", "read_as"]
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What a failing backend does, as far as its results tell.
+
+    Attributes
+    ----------
+    says : str
+    clauses : tuple of str
+        Of the readings that explain the failure; more than one if its cases cannot tell them apart.
+    """
+
+    says: str
+    clauses: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def read_as(reading: Reading) -> Iterator[None]:
+    """Put a reading in the oracle's place, for checks that hold a backend against the oracle."""
+    start, history = oracle.Oracle.__init__, worlds._history
+
+    def begin(self, flat, config, *rest, **options):
+        if reading.config:
+            config = SimpleNamespace(**vars(config), block_types=config.block_types)
+            reading.config(config)
+        start(self, flat, config, *rest, **options)
+        if reading.parameters:
+            self.p = reading.parameters(self.p)
+
+    def other_history(world, profile, document, first):
+        # What rounding may do is as before; only the truth is another.
+        right = history(world, profile, document, first)
+        given = worlds.truth_profile(profile)
+        truth = worlds._truth.__wrapped__(world, given, document, first)
+        return {
+            name: replace(envelope, truth=truth[name].reshape(envelope.truth.shape))
+            for name, envelope in right.items()
+        }
+
+    oracle.Oracle.__init__ = begin  # type: ignore[method-assign]
+    worlds._history = other_history  # type: ignore[assignment]
+    for name, function in reading.functions.items():
+        setattr(oracle, name, function)
+    try:
+        with the_spread_alone_counts(), np.errstate(all="ignore"):
+            yield
+    finally:
+        oracle.Oracle.__init__ = start  # type: ignore[method-assign]
+        worlds._history = history
+        for name in reading.functions:
+            setattr(oracle, name, RIGHT[name])
+
+
+IN_STATES = ("ROPE-4", "RGLRU-7")
+"""Clauses whose misreading may show in states and at late positions only."""
+
+NEARER = 1e-3
+"""A reading explains a failure if it is wrong by less than this share of it, and by little."""
+
+NEAR_ENOUGH = 10.0
+"""What that is: rounding may do more to a reading than to the truth."""
+
+
+def explain(
+    check: "Check", backend: Backend, cases: Sequence[Any], suspects: list[Reading]
+) -> Cause | None:
+    """The readings under which every one of some failing cases passes.
+
+    Parameters
+    ----------
+    check : Check
+        One that holds the backend against the oracle.
+    backend : Backend
+    cases : sequence
+        Failing cases.
+    suspects : list of Reading
+        What explained earlier failures: tried first, and others only if none of them explains
+        this one too. Readings that are found to are added.
+    """
+    cases = sorted(cases, key=_size)
+    # What operations, blocks and whole texts would have shown is not looked for again in states.
+    others = [r for r in READINGS if check.level != "L3" or r.clause in IN_STATES]
+    wrong = [_ratio(check, backend, case) for case in cases]
+    for candidates in (list(suspects), [r for r in others if r not in suspects]):
+        found = candidates
+        for case, ratio in zip(cases, wrong, strict=True):
+            limit = max(1.0, min(NEAR_ENOUGH, NEARER * ratio))
+            found = [r for r in found if _ratio(check, backend, case, r) <= limit]
+        if found:
+            suspects += [r for r in found if r not in suspects]
+            return Cause(
+                "; or it ".join(dict.fromkeys(reading.says for reading in found)),
+                tuple(dict.fromkeys(reading.clause for reading in found)),
+            )
+    return None
+
+
+def _size(case: Any) -> int:
+    """How much there is to compute."""
+    world = getattr(case, "world", None)
+    return world.config.num_parameters() * max(world.lengths) if world else 0
+
+
+def _ratio(check: "Check", backend: Backend, case: Any, reading: Reading | None = None) -> float:
+    """Worst observed / allowed under a reading."""
+    try:
+        with read_as(reading) if reading else contextlib.nullcontext():
+            comparisons = check.holds(backend, case)
+    except Unsupported:
+        return np.inf
+    except Exception:  # a reading may be impossible for a case, as a window of -1 is
+        return np.inf
+    return max((c.ratio for c in comparisons if c.compared), default=np.inf)
+
+
+FIRST, LATER = 1.0, 0.7
+"""How much a check tells about the clause that it names first, and about the others."""
+
+
+def in_order_of_suspicion(verdicts: Sequence["Verdict"]) -> list[str]:
+    """Clauses that failed, the most suspicious first.
+
+    What a reading or a check names as violated comes first. The others are ranked as statements of
+    a program are that fails some of its tests (Ochiai's coefficient; Abreu et al. 2007): a clause
+    is suspicious if the checks that cite it fail, and few others do.
+    """
+    failed, passed = defaultdict(float), defaultdict(float)
+    named: dict[str, float] = defaultdict(float)
+    total, order = 0.0, {}
+    for verdict in verdicts:
+        if verdict.status == "skipped" or verdict.inconclusive:
+            continue
+        wrong = verdict.status == "failed"
+        total += wrong
+        for place, clause in enumerate(verdict.check.clauses):
+            order.setdefault(clause, len(order))
+            weight = LATER if place else FIRST
+            (failed if wrong else passed)[clause] += weight
+        for clause in verdict.violated:
+            order.setdefault(clause, len(order))
+            # A reading that explains several failures is likelier than one that explains one of
+            # them, and of two that explain the same failure each is half as likely.
+            named[clause] += 1 / len(verdict.violated)
+            failed[clause] += 0
+
+    def suspicion(clause: str) -> float:
+        ochiai = failed[clause] / (total * (failed[clause] + passed[clause])) ** 0.5 if total else 0
+        return ochiai if failed[clause] else 0.0
+
+    wrong_clauses = [c for c in failed if failed[c] or c in named]
+    return sorted(wrong_clauses, key=lambda c: (-named[c], -suspicion(c), order[c]))

@@ -1,0 +1,19 @@
+# ATTN-8: the window counts columns, padding included; masking_utils.py:97, cache_utils.py:246
+import sys
+
+import torch
+from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+
+torch.manual_seed(0), torch.set_grad_enabled(False)
+small = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+small |= {"num_hidden_layers": 3, "attention_window_size": 4}
+config = RecurrentGemmaConfig(**small, block_types=["attention"])
+model = RecurrentGemmaForCausalLM(config).eval()
+[torch.nn.init.normal_(p, std=0.4) for p in model.parameters()]
+text, padded = torch.tensor([[5, 6, 7, 8, 9]]), torch.tensor([[5, 6, 7, 0, 0, 8, 9]])
+mask, at = (padded != 0).long(), torch.tensor([[0, 1, 2, 0, 0, 3, 4]])
+alone = model(text, use_cache=False).logits[0, -1]
+found = model(padded, attention_mask=mask, position_ids=at, use_cache=False).logits[0, -1]
+print("alone: ", alone[:4].tolist())
+print("padded:", found[:4].tolist())
+sys.exit(int((alone - found).abs().max() > 1e-3))
