@@ -23,7 +23,7 @@ from griffin_conformance.checks import EXAMPLES, Check, Scope, Violation, find_c
 from griffin_conformance.envelope import FACTOR, Comparison
 from griffin_conformance.layouts import Case, Layout
 from griffin_conformance.mutants import MUTANTS, NO_FAULT, mutate
-from griffin_conformance.report import as_line, as_text
+from griffin_conformance.reports import as_line, as_text
 from griffin_conformance.rounding import FLOAT32, FLOAT64, PROFILES
 from griffin_conformance.runner import run_check
 from griffin_conformance.strategies import POOL, cases, configurations, layouts, worlds

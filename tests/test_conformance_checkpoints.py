@@ -14,6 +14,7 @@ import griffin_conformance
 from griffin_conformance import (
     checkpoint_files,
     checkpoints,
+    continuations,
     damage,
     misreadings,
     nf4,
@@ -308,10 +309,10 @@ def test_the_checks_hold_with_the_vocabulary_of_the_released_models(test_data, m
 def test_a_row_is_judged_by_its_own_text():
     world = POOL[3]
     text = world.tokens(0)[:3].tolist()
-    row = list(stopping.greedy(world, tuple(text), 6))
+    row = list(continuations.greedy(world, tuple(text), 6))
 
     def judge(tokens, end, most=6):
-        return stopping.judge(world, FLOAT32, text, tokens, {end}, most)
+        return continuations.judge(world, FLOAT32, text, tokens, {end}, most)
 
     never = next(t for t in range(world.config.vocab_size) if t not in row)
     assert judge(row, never) == (None, None)
@@ -329,10 +330,10 @@ def test_a_row_is_judged_by_its_own_text():
 @pytest.mark.parametrize("turn", range(4))
 def test_talkers_say_the_marker_when_they_should(seed, turn):
     talker = stopping.TurnCase(seed, turn).talker
-    said = stopping.greedy(talker, stopping.PROMPT, turn + 1)
+    said = continuations.greedy(talker, stopping.PROMPT, turn + 1)
     assert said.index(stopping.MARKER) == turn
     assert stopping.EOS not in said
     assert len(set(said)) == turn + 1
     text = [*stopping.PROMPT, *said[:-1]]
-    envelope = stopping.Written.of(talker, text).history(FLOAT32, 0)["logits"]
+    envelope = continuations.Written.of(talker, text).history(FLOAT32, 0)["logits"]
     assert envelope.argmax_is_clear()[-turn - 1 :].all()

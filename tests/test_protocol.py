@@ -431,7 +431,7 @@ import sys
 import numpy as np
 from griffin_conformance.protocol import CommandBackend
 backend = CommandBackend(sys.argv[1], seconds=600)
-print("asking", flush=True)
+print(backend.engine.folder, flush=True)
 backend.gelu(np.ones((1, 1)))
 """
 
@@ -442,7 +442,8 @@ def test_a_runner_that_is_killed_leaves_no_engine(pids, how):
         [sys.executable, "-c", RUNNER, faulty("hangs_with_a_child")],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    assert runner.stdout.readline() == b"asking\n"
+    folder = Path(runner.stdout.readline().decode().strip())
+    assert folder.is_dir()
     deadline = time.monotonic() + 10
     while len(pids.read_text().split()) < 2:  # the engine and its child
         assert time.monotonic() < deadline
@@ -452,6 +453,9 @@ def test_a_runner_that_is_killed_leaves_no_engine(pids, how):
     runner.wait(10)
     runner.stdout.close()
     gone(pids)
+    while folder.parent.exists():
+        assert time.monotonic() < deadline + 10
+        time.sleep(0.02)
 
 
 def test_a_runner_that_ends_leaves_no_engine(pids):
@@ -488,6 +492,78 @@ def test_a_float64_backend_is_held_to_float64(name):
     verdict = run_check(named(name), backend, 2, survey=True)
     assert verdict.status == "passed", verdict.explain()
     assert verdict.worst is None or max(verdict.worst.ulps) < 1e6
+    assert backend.close() == 0
+
+
+EVERYTHING = """
+import numpy as np
+from griffin_conformance.backends.reference import NumPyBackend
+from griffin_conformance.protocol.serve import serve
+
+class Everything(NumPyBackend):
+    name = "everything"
+
+    def nf4(self, parts, shape):
+        assert parts["weight"].dtype == np.uint8
+        return np.resize(parts["weight"] * parts["absmax"][0], shape)
+
+    def compiled(self, config, flat):
+        return self.model(config, flat)
+
+    def adapt(self, config):
+        return config.replace(window=7)
+
+    def dequantised(self, config, flat):
+        return {name: 2 * array for name, array in flat.items()}
+
+    def input_groups(self, config, name, inputs):
+        return np.arange(inputs) // 3
+
+    def tokenizer(self, folder):
+        return Letters()
+
+class Letters:
+    def encode(self, text, bos=True):
+        return [2] * bos + [ord(c) for c in text]
+
+    def decode(self, ids):
+        return "".join(chr(i) for i in ids if i != 2)
+
+    def encode_dialogue(self, messages):
+        return self.encode(messages[0]["role"] + messages[0]["content"])
+
+serve(Everything())
+"""
+
+
+def test_everything_that_a_backend_may_have_travels(tmp_path):
+    (tmp_path / "everything.py").write_text(EVERYTHING)
+    backend = CommandBackend(f"{sys.executable} {tmp_path / 'everything.py'}")
+    assert set(CAPABILITIES) - set(backend.engine.hello["capabilities"]) == set()
+    config = griffin_conformance.GriffinConfig(width=8, depth=1, num_heads=1, vocab_size=5)
+    flat = griffin_conformance.World(config).parameters()
+    parts = {"weight": np.array([[1], [250]], np.uint8), "absmax": np.array([0.5], np.float32)}
+    assert backend.nf4(parts, (1, 2)).tolist() == [[0.5, 125.0]]
+    assert backend.adapt(config) == config.replace(window=7)
+    held = backend.dequantised(config, flat)
+    assert set(held) == set(flat)
+    assert all(np.array_equal(held[name], 2 * flat[name]) for name in flat)
+    assert backend.input_groups(config, "x", 7).tolist() == [0, 0, 0, 1, 1, 1, 2]
+    logits = backend.compiled(config, flat)([[1, 2]])[0]
+    assert np.array_equal(logits, backend.model(config, flat)([[1, 2]])[0])
+    letters = backend.tokenizer(tmp_path)
+    assert letters.encode("aé", bos=False) == [97, 233]
+    assert letters.decode(letters.encode("hé")) == "hé"
+    assert letters.encode_dialogue([{"role": "user", "content": "!"}]) == [2, *map(ord, "user!")]
+    del letters
+    assert backend.close() == 0
+
+
+def test_a_quantised_dtype_is_described(monkeypatch):
+    backend = find_backend(f"cmd:{PYTHON} --backend numba --dtype int8", "int8")
+    direct = find_backend("numba", "int8")
+    assert backend.quantised["int8"] == direct.quantised["int8"]
+    assert backend.profile.name == "int8"
     assert backend.close() == 0
 
 

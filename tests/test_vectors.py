@@ -11,6 +11,7 @@ import pytest
 from griffin_conformance.backends import Unsupported, find_backend
 from griffin_conformance.backends.reference import NumPyBackend
 from griffin_conformance.clauses import read_clauses, version
+from griffin_conformance.envelope import chain_bound, longest_chain, norms
 from griffin_conformance.mutants import MUTANTS, NO_FAULT, mutate
 from griffin_conformance.vectors import DATA, VectorsError, check_files, export, verify
 from griffin_conformance.vectors.files import Folder
@@ -82,27 +83,42 @@ def recomputed(entry: dict) -> dict:
 
 @pytest.mark.parametrize("entry", VECTORS.values(), ids=list(VECTORS))
 def test_truths_are_the_oracles(entry):
-    """To what float64 is allowed: the oracle's elementary functions are the machine's."""
-    found = recomputed(entry)
-    expected = SHIPPED.expectations(entry)
+    """To the roundings of the longest chain: elementary functions are the machine's own.
+
+    The envelope of float64 would be no measure: it has algorithms in it that lose digits, and the
+    oracle has none.
+    """
+    found, expected = recomputed(entry), SHIPPED.expectations(entry)
     assert {e.name for e in expected} == set(found)
+    i = SHIPPED.inputs(entry)
+    if "world" in entry:
+        tokens = max(np.size(i[name][-1]) for name in ("tokens", "prompts", "x") if name in i)
+        chain = longest_chain(config_of(entry), tokens)
+    else:
+        chain = sum(np.size(value) for value in i.values())
     place = entry["precisions"].index("float64")
     for e in expected:
         if e.allowed is None:
             assert np.array_equal(found[e.name], e.truth)
             continue
-        allowed = e.allowed[place]
-        error = (found[e.name] - e.truth).reshape(*allowed.shape, -1)
-        scale = np.abs(error).max(axis=-1, initial=0)
-        size = scale * np.linalg.norm(error / np.where(scale, scale, 1)[..., None], axis=-1)
-        assert (size <= allowed).all(), e.name
+        positions = e.allowed[place].size
+        error = norms((found[e.name] - e.truth).reshape(positions, -1))
+        size = norms(e.truth.reshape(positions, -1))
+        # A lead is the difference of two logits, which may be much larger than it.
+        size = np.maximum(size, 1) if e.name == "margin" else size
+        assert (error <= chain_bound(chain, "float64") * size).all(), e.name
 
 
 def test_what_is_allowed_grows_as_bits_get_fewer():
     for entry in VECTORS.values():
         for e in SHIPPED.expectations(entry):
             if e.allowed is not None:
-                assert (np.diff(e.allowed, axis=0) >= 0).all(), f"{entry['id']}: {e.name}"
+                float64, float32, *fewer = e.allowed
+                somewhere = float64 > 0  # padding and empty places must be exact in all of them
+                assert (float32 > float64)[somewhere].all(), f"{entry['id']}: {e.name}"
+                assert not float32[~somewhere].any()
+                # The recurrence has as many bits in bfloat16; other samples are drawn for it.
+                assert all((a >= float32 / 2).all() for a in fewer), f"{entry['id']}: {e.name}"
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +154,14 @@ def test_exporting_again_gives_the_same_bytes(tmp_path, fresh):
 
 
 def test_larger_worlds_are_made_on_request(tmp_path, monkeypatch):
-    """One of them shortened, for their truth takes a while."""
+    """One of them made smaller, for their truth takes a while."""
     from dataclasses import replace
 
     from griffin_conformance.vectors import exporting, models
 
-    wide = replace(models.LARGE["wide"], lengths=(20, 18, 4))
+    wide = models.LARGE["wide"]
+    config = wide.config.replace(width=24, depth=3, lru_width=24, mlp_width=20, window=5)
+    wide = replace(wide, config=config, lengths=(21, 9, 4))
     monkeypatch.setattr(exporting, "LARGE", {"wide": wide})
     manifest = export(tmp_path / "large", worlds=[], large=True)
     assert set(manifest["worlds"]) == {"wide"}
@@ -177,7 +195,7 @@ def test_a_bfloat16_program_passes_those_that_are_for_it():
     [
         ("window of W keys", {"attention/multi-query", "local/whole", "griffin/whole"}),
         ("damped start", {"rg_lru/from-the-start", "hawk/whole"}),
-        ("convolution cache not cleared", {"griffin/packed", "hawk/packed"}),
+        ("convolution cache not cleared", {"griffin/packed", "griffin/short-documents"}),
         ("padding in the convolution", {"griffin/padded-left"}),
         ("chunks overwrite the convolution cache", {"griffin/chunked", "hawk/chunked"}),
         ("short documents not reset", {"griffin/short-documents"}),
@@ -186,7 +204,7 @@ def test_a_bfloat16_program_passes_those_that_are_for_it():
         ("key-value heads in turn", {"attention/two-key-value-heads", "local/whole"}),
         ("a cap of 0 is a cap", {"logits/no-cap", "hawk/whole"}),
         ("rotary angles in float32", {"rope/last-positions", "griffin/late"}),
-        ("naive softplus", {"decay/tiny"}),
+        ("naive softplus", {"decay/any"}),
         ("second best token", {"griffin/greedy", "hawk/greedy"}),
     ],
 )
@@ -262,7 +280,9 @@ def test_the_readme_is_enough_to_read_and_use_a_vector():
         entry = json.loads(content[8 : 8 + n])[name]
         begin, end = entry["data_offsets"]
         code, size = {"F64": ("d", 8), "F32": ("f", 4), "I64": ("q", 8)}[entry["dtype"]]
-        values = struct.unpack(f"<{(end - begin) // size}{code}", content[8 + n + begin : 8 + n + end])
+        values = struct.unpack(
+            f"<{(end - begin) // size}{code}", content[8 + n + begin : 8 + n + end]
+        )
         assert len(values) == math.prod(entry["shape"])
         return entry["shape"], values
 

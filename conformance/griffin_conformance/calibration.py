@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from griffin_conformance.envelope import FACTOR, norms
+from griffin_conformance.quantisation import weights_of
 from griffin_conformance.rounding import PROFILES, Profile
 from griffin_conformance.simulation import Simulation
 from griffin_conformance.strategies import POOL
@@ -60,7 +61,7 @@ def distances(
     """Distance from the truth over the envelope at factor 1: (name, (S, T))."""
     history = world.history(profile, 0)
     at = np.arange(world.lengths[0])
-    flat = world.parameters(profile)
+    flat = weights_of(profile, world.config, world.parameters(profile))
     found = simulation.run(flat, world.config, world.tokens(0), at)
     for name, envelope in history.items():
         samples = found[name].reshape(simulation.S, *envelope.truth.shape)

@@ -193,7 +193,7 @@ def certify(
     ----------
     backend : Backend
     levels, names : sequence of str
-        Which checks; all by default.
+        Which checks; by default all of the levels at which the backend's dtype is judged.
     max_examples : int
         Of each check.
     xfails : mapping of str to str, optional
@@ -214,7 +214,7 @@ def certify(
         "checks_asked": list(names),
     }
     suspects: list[Reading] = []
-    for check in find_checks(levels, names):
+    for check in find_checks(levels or (() if names else backend.levels), names):
         if progress:
             progress(check)
         verdict = run_check(check, backend, max_examples, suspects=suspects, **options)

@@ -67,7 +67,7 @@ DEEP = tuple(
 def small_worlds(draw, scope: Scope, pool: Sequence[World] = (*SQUARE, *SHAPES)) -> World:
     """Worlds of these pools and, where shapes are free, others."""
     if scope.only is not None:
-        return replace(scope.only, weights="ordinary", lengths=(TOKENS,))
+        return adapted(replace(scope.only, weights="ordinary", lengths=(TOKENS,)), scope)
     world = draw(st.sampled_from(pool))
     if scope.fixed_shapes or draw(st.integers(0, 5)) < 5:
         world = replace(world, seed=world.seed + draw(st.sampled_from((0, 100))))

@@ -122,6 +122,7 @@ class Check:
 MODULES = (
     "operations", "recurrences", "blocks", "laws", "calls", "states", "evolution", "generation",
     "stopping", "checkpoints", "damage", "nf4", "tokenizers",
+    "quantised",
 )  # fmt: skip
 """Where the checks are."""
 

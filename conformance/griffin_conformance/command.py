@@ -245,6 +245,21 @@ def show_evolution(args: Namespace) -> int:
     return 0
 
 
+def show_mutants(args: Namespace) -> int:
+    """Hunt wrong backends."""
+    from griffin_conformance.mutation import EVERY, hunt_all
+
+    chosen = [m for m in EVERY if not args.name or m.name in args.name]
+    if unknown := sorted(set(args.name) - {m.name for m in EVERY}):
+        raise ConfigError(f"no mutant {unknown[0]!r}; without names all are hunted")
+    found = hunt_all(
+        chosen, lambda line: print(line, flush=True), args.profile or ["smoke", "default"]
+    )
+    killed, named = sum(a.killed for a in found), sum(a.named for a in found)
+    print(f"{len(found)} mutants, {killed} killed, {named} by their clause's name")
+    return 0 if named == len(found) else 1
+
+
 def validate(args: Namespace) -> int:
     """Try an engine's protocol."""
     from griffin_conformance.protocol.validate import validate as try_it
@@ -284,6 +299,7 @@ ACTIONS: dict[str, Callable[[Namespace], int]] = {
     "compare": compare,
     "certify": certify_installed,
     "evolve": show_evolution,
+    "mutants": show_mutants,
     "validate": validate,
     "vectors": vectors,
 }

@@ -146,10 +146,12 @@ class Ulps:
     def to_dict(self) -> dict:
         """As JSON values; the histogram has upper edge and number of each class that has any."""
         edges = [*EDGES, float("inf")]
+        sizes = (self.percentile(99.9), self.most)
+        percentile, most = (s if math.isfinite(s) else str(s) for s in sizes)
         return {
             "values": sum(self.counts),
-            "99.9": self.percentile(99.9),
-            "max": self.most,
+            "99.9": percentile,
+            "max": most,
             "histogram": [[str(e), n] for e, n in zip(edges, self.counts, strict=True) if n],
         }
 

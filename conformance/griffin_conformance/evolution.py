@@ -17,6 +17,7 @@ from griffin_conformance.layouts import Case, Layout
 from griffin_conformance.states import need
 from griffin_conformance.strategies import COMPILED, POOL, adapted, pooled
 from griffin_conformance.worlds import World
+from griffin_np.config import ATTENTION, RECURRENT
 
 __all__ = ["Evolution", "evolve", "through_four_windows"]
 
@@ -33,7 +34,13 @@ def through_four_windows(world: World) -> World:
 @st.composite
 def stepped(draw, scope) -> Case:
     """A text of four windows, read one token at a time, the first few perhaps at once."""
-    world = draw(pooled(scope).filter(lambda w: 4 * w.config.window + 5 <= LONGEST))
+    # Rings are what four windows are for.
+    kind = draw(st.sampled_from([ATTENTION, ATTENTION, RECURRENT]))
+    world = draw(
+        pooled(scope).filter(
+            lambda w: 4 * w.config.window + 5 <= LONGEST and kind in w.config.block_types
+        )
+    )
     world = through_four_windows(world)
     length = world.lengths[0]
     prompt = draw(st.sampled_from([1, 1, 2, world.config.window + 1]))
@@ -53,7 +60,7 @@ def states_through(model, case: Case):
     "L3",
     stepped,
     strata=("crosses the window",),
-    weight=0.35,
+    weight=0.7,
     clauses=("STATE-10", "STATE-1", "RGLRU-7"),
     oracle=True,
 )

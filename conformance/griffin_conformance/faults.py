@@ -165,6 +165,12 @@ def short_ring(entries, seen, window):
     return ring
 
 
+def late_ring(entries, seen, window):
+    """A ring whose entries move by a slot once it has gone round three times."""
+    ring = ORIGINAL["roll"](entries, seen, window)
+    return np.roll(ring, 1, axis=0) if seen > 3 * window else ring
+
+
 def to_bfloat16(x):
     """Rounded to bfloat16."""
     from ml_dtypes import bfloat16

@@ -12,9 +12,8 @@ from griffin_conformance.checks import Violation, check
 from griffin_conformance.envelope import Comparison, Envelope
 from griffin_conformance.laws import whole_cases
 from griffin_conformance.layouts import Case, Layout
-from griffin_conformance.oracle import Oracle
+from griffin_conformance.quantisation import oracle_of, simulation_of, weights_of
 from griffin_conformance.rounding import Profile
-from griffin_conformance.simulation import Simulation
 from griffin_conformance.strategies import pooled
 from griffin_conformance.worlds import World
 
@@ -87,8 +86,9 @@ def greedy_text(backend: Backend, case: Case) -> Sequence[Comparison]:
 def envelope_of(world: World, tokens: Sequence[int], profile: Profile) -> Envelope:
     """Logits of a text that is none of the world's own."""
     flat, config, at = world.parameters(profile), world.config, np.arange(len(tokens))
-    truth = Oracle(flat, config).read(tokens, at)
-    samples = Simulation(profile, seed=world.seed).run(flat, config, tokens, at)
+    truth = oracle_of(profile, config, flat).read(tokens, at)
+    held = weights_of(profile, config, flat)
+    samples = simulation_of(profile, config, world.seed).run(held, config, tokens, at)
     return Envelope.of(truth, samples["logits"], profile)
 
 

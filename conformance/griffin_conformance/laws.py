@@ -16,7 +16,7 @@ from griffin_conformance.backends import Backend
 from griffin_conformance.checks import Violation, check
 from griffin_conformance.envelope import Comparison, Envelope
 from griffin_conformance.layouts import Case, Layout, Run, execute
-from griffin_conformance.oracle import Oracle
+from griffin_conformance.quantisation import oracle_of
 from griffin_conformance.strategies import any_world, cases, layouts, pooled, sometimes_long
 
 __all__: list[str] = []
@@ -117,8 +117,9 @@ def the_window_shows_w_past_tokens(backend: Backend, case: Case) -> Sequence[Com
         )
     ]
     if at < last < len(changed):
-        flat = case.world.parameters(profile_of(backend))
-        moved = Oracle(flat, case.world.config).read(changed, range(len(changed)))
+        profile, config = profile_of(backend), case.world.config
+        oracle = oracle_of(profile, config, case.world.parameters(profile))
+        moved = oracle.read(changed, range(len(changed)))
         results += _change_is_seen(history.rows([last]), before, after, last, moved)
     return results
 

@@ -72,6 +72,7 @@ class Mutant:
     rounding: tuple[str, ...] = ()
     trap: str = ""
     clause: str = ""
+    compiled: bool = False
     backend: Callable | None = None
 
 
@@ -107,6 +108,12 @@ def mutate(mutant: Mutant = NO_FAULT, dtype: str = "float32") -> NumPyBackend:
             return super().tree(mutant.parameters(dict(flat)) if mutant.parameters else flat)
 
         def model(self, config, flat):
+            kind = model.NumPyModel if mutant.compiled else wrong_model
+            return kind(config, self.tree(flat))
+
+        def compiled(self, config, flat):
+            if not mutant.compiled:
+                return super().compiled(config, flat)
             return wrong_model(config, self.tree(flat))
 
         def load(self, folder):
@@ -118,7 +125,7 @@ def mutate(mutant: Mutant = NO_FAULT, dtype: str = "float32") -> NumPyBackend:
 
     def with_fault(operation):
         def call(self, *args):
-            with in_place(functions):
+            with in_place({} if mutant.compiled else functions):
                 return operation(self, *args)
 
         return call
@@ -173,6 +180,11 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("ring too short", "the ring drops its oldest key one token too early",
            ("decoding-continues-a-prompt", "state-values"), {"roll": faults.short_ring},
            trap="T03", clause="ATTN-7"),
+    Mutant("ring lost after three rounds", "entries of the ring move once it went round thrice",
+           ("states-evolve",), {"roll": faults.late_ring}, clause="STATE-10"),
+    Mutant("multiplier lost when compiled", "a compiled model leaves sqrt(1 - a^2) out",
+           ("compiled-as-written",), {"multiplier": np.ones_like}, trap="T23", clause="CALL-10",
+           compiled=True),
     Mutant("sees the future", "a token sees the one after it",
            ("nothing-sees-the-future", "attentions"),
            {"local_attention": attention_variant(future=1)}, trap="T05", clause="ATTN-3"),

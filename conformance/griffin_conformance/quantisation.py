@@ -202,7 +202,9 @@ class QuantisedSimulation(Simulation):
             members = groups == group
             codes, step = self.codes(x[..., members], rounding.largest)
             if rounding.exact:
-                part = self.rounded(codes @ weight[members] * step, self.accumulators)
+                # The product of the two steps is rounded, and then what it is multiplied with.
+                part = self.rounded(codes @ weight[members], self.accumulators)
+                part = self.rounded(part * step, self.accumulators)
             else:
                 part = self.dot(self.rounded(codes * step), weight[members])
             total = self.rounded(total + part, self.accumulators)

@@ -63,6 +63,10 @@ def run_check(
     """
     verdict = Verdict(check)
     began = time.perf_counter()
+    if check.level not in backend.levels:
+        verdict.status = "skipped"
+        verdict.reason = f"{backend.dtype} is judged at {', '.join(backend.levels)}"
+        return verdict
     caps = 30.0 if "no soft cap" in backend.cannot else 0.0
     scope = Scope(backend.fixed_shapes, backend.adapt, caps=caps)
     number = zlib.crc32(check.name.encode()) ^ seed_number

@@ -87,6 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     evolve.add_argument("--seeds", type=int, default=3, metavar="N", help="texts of each model (3)")
     evolve.add_argument("--json", action="store_true", help="print one JSON document")
 
+    mutants = actions.add_parser("mutants", help="is the suite able to tell? hunt wrong backends")
+    mutants.add_argument("name", nargs="*", help="only these (all)")
+    mutants.add_argument("--profile", action="append", choices=PROFILES, default=[],
+                         help="tried in turn; repeatable (smoke, then default)")  # fmt: skip
+
     validate = actions.add_parser("validate", help="try an engine's protocol, message by message")
     validate.add_argument("command", metavar="CMD:COMMAND")
 

@@ -40,6 +40,8 @@ ADAPTERS = {
     "mlx-lm": "griffin_conformance.backends.mlx:MlxLm",
     "mlx-lm-w1": "griffin_conformance.backends.mlx:MlxLmW1",
     "mlx-lm-bfloat16": "griffin_conformance.backends.mlx:MlxLmBfloat16",
+    "deepmind-jax": "griffin_conformance.backends.deepmind_jax:DeepMindJax",
+    "deepmind-torch": "griffin_conformance.backends.deepmind_torch:DeepMindTorch",
 }
 """Adapters by name."""
 
@@ -56,6 +58,9 @@ PACKAGES = {
     "mlx-lm": '"mlx-lm[cpu]"',
     "mlx-lm-w1": '"mlx-lm[cpu]"',
     "mlx-lm-bfloat16": '"mlx-lm[cpu]"',
+    "deepmind-jax": '"recurrentgemma[jax]"',
+    # Its package imports JAX and Flax also where only PyTorch is used.
+    "deepmind-torch": '"recurrentgemma[jax,torch]"',
 }
 """What pip is to install for an adapter that none of our extras brings."""
 
@@ -133,6 +138,13 @@ class Backend:
         if self.dtype in self.quantised:
             return QuantisedProfile.of(self)
         return PROFILES[self.dtype]
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Levels at which its dtype is judged: quantised models at their own, which has the laws
+        of the others.
+        """
+        return ("L5",) if self.dtype in self.quantised else ("L0", "L1", "L2", "L3", "L4")
 
     # -- L5
 

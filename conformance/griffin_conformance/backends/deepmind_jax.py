@@ -81,7 +81,7 @@ class Programs:
         )
         self.watch = jax.jit(
             lambda params, tokens, positions: self.model.apply(
-                {"params": params}, tokens, positions, capture_intermediates=True
+                {"params": params}, tokens, positions, capture_intermediates=_is_stream
             )[1]["intermediates"]
         )
         self.samplers: dict[bool, port.Sampler] = {}
@@ -235,6 +235,11 @@ class DeepMindJax(DeepMindBackend):
         with nn.intercept_methods(given):
             model = port.Griffin(config, gradient_checkpointing=False)
             return np.asarray(model.apply({"params": tree(flat)}, tokens, tokens)[0][0])
+
+
+def _is_stream(module, method: str) -> bool:
+    """Whether a method may give a residual stream."""
+    return method in ("__call__", "encode")
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -4,7 +4,7 @@ The suite starts the engine, writes one request to a line and reads one reply fr
 
     {"id": 1, "method": "gelu", "params": {"x": {"dtype": "float32", "shape": [1, 2],
                                                  "data": "AACAPwAAAMA="}}}
-    {"id": 1, "result": {"y": {"dtype": "float32", "shape": [1, 2], "data": "jFdXP2AAOr0="}}}
+    {"id": 1, "result": {"y": {"dtype": "float32", "shape": [1, 2], "data": "XFhXP8X3Ob0="}}}
     {"id": 2, "error": {"kind": "refused", "message": "position 7 in row 0, column 2: expected 2"}}
 
 - Requests come one at a time, and every one is answered, in order, by one line of UTF-8 with the

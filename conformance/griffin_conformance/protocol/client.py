@@ -45,7 +45,10 @@ class CommandBackend(Backend):
 
     def __init__(self, command: str, dtype: str | None = None, seconds: float | None = None):
         self.name = f"cmd:{command}"
-        self.engine = Engine(command, None, seconds)
+        try:
+            self.engine = Engine(command, None, seconds)
+        except EngineFailure as error:
+            raise ValueError(f"backend {self.name} cannot be used: {error}") from None
         try:
             self.engine.begin()
             hello = self.engine.hello
@@ -103,7 +106,8 @@ class CommandBackend(Backend):
 
     def nf4(self, parts: Mapping[str, NDArray], shape: tuple[int, ...]) -> NDArray:
         given = {name: np.asarray(part) for name, part in parts.items()}
-        return self._ask("nf4", {"y": tuple(shape)}, parts=given, shape=list(map(int, shape)))
+        found = self.engine.call("nf4", parts=given, shape=[int(n) for n in shape])
+        return self.engine.array(found["y"], "'y' of 'nf4'", shape)
 
     def dequantised(
         self, config: GriffinConfig, flat: Mapping[str, NDArray]

@@ -3,7 +3,7 @@
 import itertools
 import json
 import os
-import tempfile
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,7 +26,7 @@ from griffin_conformance.protocol.messages import (
     shortened,
 )
 from griffin_conformance.protocol.patience import Patience
-from griffin_conformance.protocol.process import EngineFailure, Process
+from griffin_conformance.protocol.process import EngineFailure, Process, new_folder
 from griffin_np.checkpoints.files import write_safetensors
 
 __all__ = ["Engine", "EngineFailure", "Handle", "time_limit"]
@@ -84,6 +84,8 @@ class Engine:
         What the engine says of itself.
     start : int
         How often it has been started.
+    folder : Path
+        Where files that pass between the two are; it is removed at the end.
     """
 
     def __init__(self, command: str, dtype: str | None = None, seconds: float | None = None):
@@ -94,7 +96,7 @@ class Engine:
         self._process: Process | None = None
         self._ids = itertools.count(1)
         self._unused: dict[str, list[Handle]] = {"models": [], "states": [], "tokenizers": []}
-        self._folder = tempfile.TemporaryDirectory(prefix="griffin-engine-")
+        self.folder = new_folder()
         self._files: list[Path] = []
         self._patience = Patience(self.seconds)
 
@@ -178,11 +180,6 @@ class Engine:
     def unused(self, kind: str, handle: Handle) -> None:
         """Let the engine forget one of its ``models``, ``states`` or ``tokenizers`` later on."""
         self._unused[kind].append(handle)
-
-    @property
-    def folder(self) -> Path:
-        """A folder for files that pass between the two."""
-        return Path(self._folder.name)
 
     def file(self, arrays: Mapping[str, NDArray]) -> str:
         """Path of a safetensors file that is kept until the next reply."""
@@ -320,5 +317,5 @@ class Engine:
             if self._process is not None:
                 code = self._process.finish(self._patience.limit("shutdown"))
         self._process = None
-        self._folder.cleanup()
+        shutil.rmtree(self.folder, ignore_errors=True)
         return code

@@ -3,7 +3,8 @@
 Every engine runs in a process group of its own, which is killed when the engine is ended, when it
 does not answer in time, at any exception in between, and when the interpreter exits. Where this
 process dies without a chance to do that (SIGKILL, SIGTERM), :data:`WATCH` does it: a shell that
-reads from a pipe, sees its end, and kills the groups that are left. A child's
+reads from a pipe, sees its end, and kills the groups that are left; it removes the files too. A
+child's
 ``prctl(PR_SET_PDEATHSIG)`` would do less: it must be called between fork and exec, where Python
 code may deadlock, it reaches the engine alone and not what the engine has started, and it fires
 when the thread that started the engine ends.
@@ -16,15 +17,17 @@ import selectors
 import shlex
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 import weakref
+from pathlib import Path
 from typing import IO
 
 from griffin_conformance.checks import Violation
 from griffin_conformance.protocol.messages import shortened
 
-__all__ = ["LONGEST_LINE", "WATCH", "EngineFailure", "Process"]
+__all__ = ["LONGEST_LINE", "WATCH", "EngineFailure", "Process", "new_folder"]
 
 LONGEST_LINE = 1 << 28
 """Bytes of a reply, at most."""
@@ -47,8 +50,9 @@ while read -r what group; do
     esac
 done
 for g in $alive; do kill -s KILL -- "-$g"; done
+rm -rf -- "$1"
 """
-"""Kills the process groups it was told to watch when its standard input ends."""
+"""When its standard input ends: kill the process groups it was told of, and remove a folder."""
 
 
 class EngineFailure(Violation):
@@ -61,24 +65,33 @@ class _Watcher:
     def __init__(self):
         self._shell: subprocess.Popen | None = None
         self._owner = 0
+        self._folder = ""
         self._lock = threading.Lock()
 
     def tell(self, what: str, group: int) -> None:
         """``watch`` a process group, or ``forget`` it."""
         # At the end of the interpreter the shell may have been the first to go.
         with self._lock, contextlib.suppress(BrokenPipeError, ValueError):
-            if self._shell is None or self._owner != os.getpid():
-                if what == "forget":
-                    return
-                self._start()
+            if what == "forget" and self._owner != os.getpid():
+                return
+            self._begin()
             assert self._shell is not None and self._shell.stdin is not None
             self._shell.stdin.write(f"{what} {group}\n".encode())
             self._shell.stdin.flush()
 
-    def _start(self) -> None:
+    def folder(self) -> Path:
+        """A new folder, which is removed at the latest when this process ends."""
+        with self._lock:
+            self._begin()
+            return Path(tempfile.mkdtemp(dir=self._folder))
+
+    def _begin(self) -> None:
+        if self._shell is not None and self._owner == os.getpid():
+            return
+        self._folder = tempfile.mkdtemp(prefix="griffin-engines-")
         self._shell = subprocess.Popen(
-            ["/bin/sh", "-c", WATCH], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
+            ["/bin/sh", "-c", WATCH, "watch", self._folder], stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
         )  # fmt: skip
         self._owner = os.getpid()
         atexit.register(self._end, self._shell, self._owner)
@@ -92,6 +105,19 @@ class _Watcher:
 
 
 _watcher = _Watcher()
+
+
+def new_folder() -> Path:
+    """A folder for files between an engine and us, which does not outlive this process.
+
+    Raises
+    ------
+    EngineFailure
+        Where engines cannot be run at all.
+    """
+    if os.name != "posix":
+        raise EngineFailure("engines by command need a POSIX system: pipes and process groups")
+    return _watcher.folder()
 
 
 class Process:
@@ -109,8 +135,6 @@ class Process:
     """
 
     def __init__(self, command: str):
-        if os.name != "posix":
-            raise EngineFailure("engines by command need a POSIX system: pipes and process groups")
         try:
             words = shlex.split(command)
         except ValueError as error:

@@ -40,7 +40,7 @@ def validate(
     Parameters
     ----------
     command : str
-        As a shell takes it: ``./engine --stdio``.
+        As a shell takes it: ``./engine --stdio``; ``cmd:`` may stand before it.
     report : callable
         Is given one line for each step.
     seconds : float, optional
@@ -52,7 +52,7 @@ def validate(
         Whether nothing is wrong. What the engine does not have is told, and not wrong.
     """
     try:
-        backend = CommandBackend(command, seconds=seconds)
+        backend = CommandBackend(command.removeprefix("cmd:"), seconds=seconds)
     except ValueError as error:
         report(f"WRONG    hello: {error}")
         return False

@@ -1,29 +1,22 @@
 """One check on one backend, everything about it, as HTML."""
 
-from html import escape
-
 from griffin_conformance.reports.plot import plot_series
 from griffin_conformance.reports.values import (
     MARKS,
-    clean,
     dict_of,
     is_should,
     list_of,
     number,
+    say,
     shown,
 )
 
-__all__ = ["check_id", "details", "kind_of", "mark", "say"]
+__all__ = ["check_id", "details", "kind_of", "mark"]
 
 KNOWN = set(
     "check level requirement says clauses status violated cause examples observed_over_allowed "
     "worst reason inconclusive not_compared reproducer xfail strata seconds series".split()
 )
-
-
-def say(text: object) -> str:
-    """Anybody's words, safe in HTML."""
-    return escape(clean(text))
 
 
 def kind_of(entry: dict) -> str:

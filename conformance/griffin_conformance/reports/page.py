@@ -10,7 +10,7 @@ from pathlib import Path
 
 from griffin_conformance.checks import LEVELS
 from griffin_conformance.reports.badges import failing_clauses
-from griffin_conformance.reports.details import details, kind_of, mark, say
+from griffin_conformance.reports.details import details, kind_of, mark
 from griffin_conformance.reports.tables import (
     Column,
     clause_matrix,
@@ -20,7 +20,7 @@ from griffin_conformance.reports.tables import (
     strata_table,
     ulp_table,
 )
-from griffin_conformance.reports.values import dict_of, shown, span, write
+from griffin_conformance.reports.values import dict_of, say, shown, span, write
 
 __all__ = ["as_html", "write_html"]
 

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 
-from griffin_conformance.reports.values import clean, dict_of, list_of, number, shown
+from griffin_conformance.reports.values import dict_of, list_of, number, say, shown
 
 __all__ = ["plot_series"]
 
@@ -34,9 +34,9 @@ def plot_series(series: object) -> str:
     steps = [p[0] for p in points]
     right = WIDTH - RIGHT
     across = _axis(steps[0], max(steps[-1], steps[0] + 1), LEFT + 4, right - 4)
-    name = _escape(told.get("name", "value"))
+    name = say(told.get("name", "value"))
     shorter = [[_short(v) for v in column] for column in list(zip(*points, strict=True))[1:4]]
-    data = _escape(json.dumps([steps[0], *shorter], separators=(",", ":")))
+    data = say(json.dumps([steps[0], *shorter], separators=(",", ":")))
     part = f", steps {steps[0]} to {steps[-1]}" if len(points) < len(rows) else ""
     height = TOP + CURVES + GAP + STRIP + BOTTOM
     return (
@@ -54,11 +54,6 @@ def plot_series(series: object) -> str:
 
 Point = tuple[int, float, float, float, float]
 """Step, truth, found, allowed and observed over allowed."""
-
-
-def _escape(text: object) -> str:
-    told = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return told.replace('"', "&quot;")
 
 
 def _ratio(truth: float, found: float, allowed: float) -> float:

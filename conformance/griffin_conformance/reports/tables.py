@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from griffin_conformance.checks import LEVELS
-from griffin_conformance.reports.details import check_id, kind_of, mark, say
-from griffin_conformance.reports.values import MARKS, dict_of, list_of, number, shown
+from griffin_conformance.reports.details import check_id, kind_of, mark
+from griffin_conformance.reports.values import MARKS, dict_of, list_of, number, say, shown
 
 __all__ = ["Column", "clause_matrix", "heat_map", "runs_table", "strata_table", "ulp_table"]
 
@@ -117,8 +117,10 @@ def clause_matrix(columns: Sequence[Column]) -> str:
     clauses = _union([c.clauses for c in columns])
     checks = _union([c.checks for c in columns])
     tests = {
-        name: sorted(
-            {str(k) for c in columns for k in list_of(c.clauses.get(name, {}).get("checks"))}
+        name: list(
+            dict.fromkeys(
+                str(k) for c in columns for k in list_of(c.clauses.get(name, {}).get("checks"))
+            )
         )
         for name in clauses
     }

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ __all__ = [
     "is_should",
     "list_of",
     "number",
+    "say",
     "shown",
     "span",
     "violates",
@@ -31,6 +33,11 @@ CONTROL = re.compile(
 def clean(text: Any) -> str:
     """A backend's words without characters that XML and HTML cannot hold."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(text).replace("\r\n", "\n"))
+
+
+def say(text: Any) -> str:
+    """Anybody's words, safe in HTML and XML."""
+    return escape(clean(text))
 
 
 def number(value: Any) -> float:
