@@ -19,7 +19,7 @@ _WHERE = {
     "Form": "checkpoint_files",
     "GriffinConfig": None,
     "Layout": "layouts",
-    "MatrixCase": "quantised",
+    "MatrixCase": "quantised_weights",
     "NF4Case": "nf4",
     "OperationCase": "operations",
     "Restless": "continuations",

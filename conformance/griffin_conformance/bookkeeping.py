@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from griffin_conformance.faults import in_place, rg_lru_variant
+from griffin_conformance.faults import attention_variant, in_place, rg_lru_variant
 from griffin_np import base
 from griffin_np.errors import StateError
 from griffin_np.state import State
@@ -46,6 +46,106 @@ def stale_state(right):
                     return super()._forward(inputs, positions, state, logits, trace)
             values, self.last = super()._forward(inputs, positions, state, logits, trace)
             return values, self.last
+
+    return Wrong
+
+
+def stale_keys(right):
+    """A document that starts in a fresh call attends to what the model has read before."""
+
+    class Wrong(right):
+        def _forward(self, inputs, positions, state, logits, trace):
+            before = self.__dict__.get("before")
+            self.before = inputs, positions
+            fresh = positions.size and (positions[:, 0] == 0).all() and logits == "all"
+            if not fresh or before is None or len(before[0]) != len(inputs):
+                return super()._forward(inputs, positions, state, logits, trace)
+            both = [np.concatenate(pair, axis=1) for pair in zip(before, self.before, strict=True)]
+            both[1][:, 0] = np.where(both[1][:, 0] > 0, 0, both[1][:, 0])
+            with in_place({"local_attention": attention_variant(documents=False)}):
+                values, after = super()._forward(*both, state, logits, trace)
+            return values[:, before[0].shape[1] :], after
+
+    return Wrong
+
+
+def state_as_wide_as_the_stream(right):
+    """The state of the recurrence is made as wide as the residual stream, and does not fit."""
+
+    class Wrong(right):
+        def _forward(self, inputs, positions, state, logits, trace):
+            c = self.config
+            recurrent = "recurrent" in c.block_types
+            if recurrent and c.lru_width != c.width and positions.shape[1] == 1:
+                raise RuntimeError(f"state ({c.width},) does not fit inputs ({c.lru_width},)")
+            return super()._forward(inputs, positions, state, logits, trace)
+
+    return Wrong
+
+
+def remembers_documents(right):
+    """Slots of the state that the new document has not come to keep what was there."""
+
+    class Wrong(right):
+        def _forward(self, inputs, positions, state, logits, trace):
+            values, after = super()._forward(inputs, positions, state, logits, trace)
+            before, arrays = state.arrays(), after.arrays()
+            for name, array in arrays.items():
+                if name.endswith(("keys", "values")):
+                    empty = (array == 0).all(axis=(2, 3), keepdims=True)
+                    arrays[name] = np.where(
+                        empty, before[name] + 0.5 * (after.position.max() > 2), array
+                    )
+            return values, after.with_arrays(arrays, after.position)
+
+    return Wrong
+
+
+def counts_padding(right):
+    """The state's position counts columns of padding too."""
+
+    class Wrong(right):
+        def _forward(self, inputs, positions, state, logits, trace):
+            values, after = super()._forward(inputs, positions, state, logits, trace)
+            pads = (positions < 0).sum(axis=1)
+            return values, after.with_arrays(after.arrays(), after.position + pads)
+
+    return Wrong
+
+
+def wavers(right):
+    """Every third call of a model is a little off."""
+
+    class Wrong(right):
+        def _forward(self, inputs, positions, state, logits, trace):
+            values, after = super()._forward(inputs, positions, state, logits, trace)
+            self.calls = self.__dict__.get("calls", 0) + 1
+            return values if values is None or self.calls % 3 else values * 1.01, after
+
+    return Wrong
+
+
+def ends_early(right):
+    """Positions beyond 2^24 are refused."""
+
+    class Wrong(right):
+        def _forward(self, inputs, positions, state, logits, trace):
+            if positions.size and positions.max() > 2**24:
+                raise ValueError("the text is too long")
+            return super()._forward(inputs, positions, state, logits, trace)
+
+    return Wrong
+
+
+def says_little(right):
+    """Impossible calls are refused without a word about where they are."""
+
+    class Wrong(right):
+        def __call__(self, *args, **options):
+            try:
+                return super().__call__(*args, **options)
+            except ValueError:
+                raise ValueError("bad input") from None
 
     return Wrong
 

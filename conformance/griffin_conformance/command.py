@@ -271,23 +271,22 @@ def vectors(args: Namespace) -> int:
     """Golden vectors."""
     from griffin_conformance import vectors as golden
 
-    if args.what == "export":
-        for line in golden.export(args.folder, large=args.large):
-            print(line)
-        return 0
     try:
-        backend = find_backend(args.backend, args.dtype)
-        results = golden.verify(args.folder, backend)
+        if args.what == "export":
+            manifest = golden.export(args.folder, large=args.large)
+            print(f"{len(manifest['vectors'])} vectors written to {args.folder}")
+            return 0
+        results = golden.verify(args.folder, find_backend(args.backend, args.dtype))
     except GriffinError:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    counts = dict.fromkeys(("passed", "failed", "skipped"), 0)
     for result in results:
+        counts[result.status] += 1
         print(result)
-    failed = sum(not r.passed for r in results)
-    skipped = sum(bool(r.skipped) for r in results)
-    print(f"{len(results) - failed - skipped} vectors hold, {failed} do not, {skipped} skipped")
-    return 1 if failed else 0
+    print(", ".join(f"{n} {status}" for status, n in counts.items()))
+    return 1 if counts["failed"] or not counts["passed"] else 0
 
 
 ACTIONS: dict[str, Callable[[Namespace], int]] = {

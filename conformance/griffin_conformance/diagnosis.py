@@ -135,38 +135,92 @@ def _ratio(check: "Check", backend: Backend, case: Any, reading: Reading | None 
 
 
 FIRST, LATER = 1.0, 0.7
-"""How much a check tells about the clause that it names first, and about the others."""
+"""How much a failing check tells about the clause that it names first, and about the others."""
+
+PART = 0.3
+"""How much it tells about the clause of a part of the model that breaks a law by itself."""
+
+UNSURE = 0.2
+"""How much less a check tells that relies on what another failed check tests."""
+
+CAUSAL = ("nothing-sees-the-future", "the-window-shows-w-past-tokens")
+CUT = (*CAUSAL, "decoding-continues-a-prompt", "any-chunking")
+PACKED = (*CAUSAL, "packed-documents")
+LAID_OUT = (*CUT, *PACKED, "padding-on-the-left", "padding-anywhere")
+TRUE = ("L0", "L1", "whole-texts")
+RELIES: dict[str, tuple[str, ...]] = {
+    "recurrent-blocks": ("L0",),
+    "attention-blocks": ("L0",),
+    "recurrences": ("gates", "decays", "scans"),
+    "whole-texts": ("L0", "L1"),
+    "the-window-shows-w-past-tokens": ("nothing-sees-the-future",),
+    "decoding-continues-a-prompt": CAUSAL,
+    "any-chunking": (*CAUSAL, "decoding-continues-a-prompt"),
+    "packed-documents": CAUSAL,
+    "decoding-continues-packed-documents": (*CUT, *PACKED),
+    "padding-on-the-left": CAUSAL,
+    "decoding-continues-padded-rows": (*CUT, "padding-on-the-left"),
+    "padding-anywhere": (*CUT, *PACKED, "padding-on-the-left"),
+    "rows-are-independent": LAID_OUT,
+    "calls-are-pure": (*LAID_OUT, "nothing-stays-in-the-model"),
+    "compiled-as-written": (*CUT, "nothing-stays-in-the-model"),
+    "last-logits": (*LAID_OUT, "rows-are-independent"),
+    "impossible-calls-are-refused": CUT,
+    "refusals-name-the-place": ("impossible-calls-are-refused",),
+    "state-values": (*TRUE, *LAID_OUT),
+    "saved-states-continue": (*CUT, "nothing-stays-in-the-model"),
+    "forks-are-independent": (*LAID_OUT, "nothing-stays-in-the-model"),
+    "sessions-do-not-mix": CUT,
+    "position-0-forgets": PACKED,
+    "late-positions": (*TRUE, *CUT),
+    "foreign-states-are-refused": (*CUT, "impossible-calls-are-refused"),
+    "states-evolve": (*TRUE, *CUT, "state-values"),
+    "best-tokens": TRUE,
+    "greedy-text": (*TRUE, *LAID_OUT, "decoding-continues-padded-rows", "best-tokens"),
+    "seeds-repeat": (*LAID_OUT, "rows-are-independent", "greedy-text"),
+    "rows-stop-by-themselves": (*TRUE, *LAID_OUT, "best-tokens", "greedy-text"),
+    "turns-end": (*TRUE, *LAID_OUT, "best-tokens", "greedy-text", "rows-stop-by-themselves"),
+}
+"""Checks, or levels, without which a check cannot pass, or would not mean what it says."""
 
 
 def in_order_of_suspicion(verdicts: Sequence["Verdict"]) -> list[str]:
     """Clauses that failed, the most suspicious first.
 
-    What a reading or a check names as violated comes first. The others are ranked as statements of
-    a program are that fails some of its tests (Ochiai's coefficient; Abreu et al. 2007): a clause
-    is suspicious if the checks that cite it fail, and few others do.
+    What a misreading names that explains failures comes first. The others are ranked as statements
+    of a program are that fails some of its tests (Ochiai's coefficient; Abreu et al. 2007): a
+    clause is suspicious if the checks that cite it fail, and few others do. A check that relies on
+    what another failed check tests tells less.
     """
-    failed, passed = defaultdict(float), defaultdict(float)
+    failed: dict[str, float] = defaultdict(float)
+    passed: dict[str, float] = defaultdict(float)
     named: dict[str, float] = defaultdict(float)
-    total, order = 0.0, {}
-    for verdict in verdicts:
-        if verdict.status == "skipped" or verdict.inconclusive:
-            continue
-        wrong = verdict.status == "failed"
-        total += wrong
-        for place, clause in enumerate(verdict.check.clauses):
+    order: dict[str, int] = {}
+    judged = [v for v in verdicts if v.status != "skipped" and not v.inconclusive]
+    broken = {v.check.name for v in judged if v.failed}
+    broken_levels = {v.check.level for v in judged if v.failed}
+    total = 0.0
+    for verdict in judged:
+        check = verdict.check
+        relies = RELIES.get(check.name, TRUE if check.level in ("L4", "L5") else ())
+        unsure = bool(broken_levels & set(relies) or broken & set(relies) - {check.name})
+        share = UNSURE if unsure else 1.0
+        total += share * verdict.failed
+        suspects = verdict.suspects or check.clauses
+        for place, clause in enumerate(suspects if verdict.failed else check.clauses):
             order.setdefault(clause, len(order))
             weight = LATER if place else FIRST
-            (failed if wrong else passed)[clause] += weight
-        for clause in verdict.violated:
-            order.setdefault(clause, len(order))
-            # A reading that explains several failures is likelier than one that explains one of
-            # them, and of two that explain the same failure each is half as likely.
-            named[clause] += 1 / len(verdict.violated)
-            failed[clause] += 0
+            if not verdict.failed:
+                passed[clause] += weight
+                continue
+            if verdict.violated and check.parts:
+                weight = PART
+            failed[clause] += share * weight
+            if verdict.cause:
+                # Of two readings that explain the same failure each is half as likely.
+                named[clause] += 1 / len(suspects)
 
     def suspicion(clause: str) -> float:
-        ochiai = failed[clause] / (total * (failed[clause] + passed[clause])) ** 0.5 if total else 0
-        return ochiai if failed[clause] else 0.0
+        return failed[clause] / (total * (failed[clause] + passed[clause])) ** 0.5
 
-    wrong_clauses = [c for c in failed if failed[c] or c in named]
-    return sorted(wrong_clauses, key=lambda c: (-named[c], -suspicion(c), order[c]))
+    return sorted(failed, key=lambda c: (-named[c], -suspicion(c), order[c]))

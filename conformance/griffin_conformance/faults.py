@@ -139,6 +139,22 @@ def attention_variant(*, window=lambda w: w, future=0, documents=True, scale=Non
     return wrong
 
 
+def masked_by_columns(q, k, v, positions, W, trace=no_trace):
+    """Of a text beyond the window the last W keys are kept, and masked as if they were the first."""
+    T = len(q)
+    if T <= W + 1 or len(k) > T + W:
+        return ORIGINAL["local_attention"](q, k, v, positions, W, trace)
+    y = np.empty_like(q)
+    kept, H, Q = slice(len(k) - W, None), q.shape[1], k.shape[1]
+    for t in range(T):
+        seen = slice(0, min(t, W - 1) + 1)
+        for h in range(H):
+            g = h * Q // H
+            scores = k[kept, g][seen] @ q[t, h] / math.sqrt(q.shape[2])
+            y[t, h] = attention.softmax(scores) @ v[kept, g][seen]
+    return y
+
+
 def rope_variant(*, angle=lambda p, f: p * f, share=lambda turned, d: turned, interleaved=False):
     """RoPE with other angles, on another share of the channels, or on neighbouring pairs."""
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from griffin_conformance.faults import (
 )
 from griffin_conformance.mutants import Mutant
 
-__all__ = ["QUANTISED_MUTANTS", "QuantisedMutant", "mutate_quantised"]
+__all__ = ["QUANTISED_MUTANTS", "QuantisedMutant", "mutate_quantised", "right_model"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class QuantisedMutant(Mutant):
     dtypes: tuple[str, ...] = ("int8", "int4")
 
 
+@lru_cache(maxsize=8)
+def right_model(dtype: str) -> QuantisedNumPy:
+    """The model without a fault."""
+    return QuantisedNumPy(dtype)
+
+
 def mutate_quantised(mutant: Mutant, dtype: str = "int8") -> QuantisedNumPy:
     """The quantised NumPy model as a backend, with the fault in it."""
     assert isinstance(mutant, QuantisedMutant)
@@ -45,11 +53,14 @@ def mutate_quantised(mutant: Mutant, dtype: str = "int8") -> QuantisedNumPy:
         right = getattr(QuantisedNumPy, name)
         return lambda self, *args: wrong(self, right, *args)
 
-    changed = {name: replaced(name, wrong) for name, wrong in mutant.methods}
+    changed: dict[str, Any] = {name: replaced(name, wrong) for name, wrong in mutant.methods}
+    if not mutant.methods:
+        # Weights are right, so the truth about them is that of the right model, made once.
+        changed["profile"] = property(lambda self: right_model(dtype).profile)
     right = QuantisedNumPy.functions
     changed["functions"] = lambda self, of: right(self, of) | mutant.functions
-    if mutant.model:
-        changed["answering"] = lambda self, model_class: mutant.model(model_class)
+    if (wrong_model := mutant.model) is not None:
+        changed["answering"] = lambda self, model_class: wrong_model(model_class)
     backend = type("Wrong", (QuantisedNumPy,), changed)(dtype)
     backend.name = f"the quantised reference, mutant: {mutant.name}"
     return backend
@@ -124,14 +135,14 @@ def of_the_row_before(self, right, x):
 
 def cut_off(self, right, x):
     """Activations rounded toward zero."""
-    codes, steps = right(self, x)
+    _, steps = right(self, x)
     whole = np.where(steps > 0, steps, 1)[:, self.groups(x.shape[1])]
     return np.trunc(x / whole).astype(np.int32), steps
 
 
 def to_7_bits(self, right, x):
     """Activations with 63 as the largest code."""
-    codes, steps = right(self, x)
+    _, steps = right(self, x)
     steps = steps * np.float32(127 / 63)
     whole = np.where(steps > 0, steps, 1)[:, self.groups(x.shape[1])]
     return np.rint(x / whole).astype(np.int32), steps

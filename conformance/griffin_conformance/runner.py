@@ -77,7 +77,7 @@ def run_check(
         if survey or search.failure or search.lacks or not _too_few(check, backend, verdict):
             break
         search.run(scope, examples, number + again, shrink)
-    if search.failure and shrink and not survey:
+    if search.failure and shrink and not survey and not search.lost:
         _try_smaller_worlds(search, scope, examples, number)
     if search.failure:
         verdict.status = "failed"
@@ -90,8 +90,10 @@ def run_check(
             cause = explain(check, backend, cases, [] if suspects is None else suspects)
             if cause:
                 verdict.cause, verdict.violated = cause.says, cause.clauses
-        if check.parts and not survey:
-            verdict.violated = verdict.violated or _violated_parts(check, backend, scope, number)
+        if not (survey or search.lost or verdict.violated):
+            verdict.violated = _violated_parts(check, backend, scope, number)
+        if not (survey or search.lost or verdict.violated):
+            verdict.violated = _violated_feature(check, backend, scope, number)
         verdict.reproducer = (
             f"from griffin_conformance import *\n"
             f"reproduce({check.name!r}, {backend.spec!r}, {backend.dtype!r},\n"
@@ -118,6 +120,10 @@ def _too_few(check: Check, backend: Backend, verdict: Verdict) -> list[str]:
     return [s for s in wanted if verdict.strata[s] < (1 if s in COSTLY else share)]
 
 
+class _Lost(BaseException):
+    """The backend is gone, and asking it for smaller cases would be asking nobody."""
+
+
 class _Search:
     """Runs a check over examples until one fails, or over all of them in a survey."""
 
@@ -126,6 +132,7 @@ class _Search:
         self.failure: tuple[str, Any, Comparison | None] | None = None
         self.lacks = ""
         self.violated: tuple[str, ...] = ()
+        self.lost = False
 
     def run(self, scope: Scope, examples: int, number: int, shrink: bool) -> bool:
         """Whether an example failed; :attr:`failure` is then the smallest."""
@@ -161,11 +168,15 @@ class _Search:
             if reason:
                 failed, self.failure = True, (reason, case, worst)
                 self.violated = (clause,) if clause else ()
+                if worst is None and "EngineFailure" in reason.partition(":")[0]:
+                    raise _Lost
                 if not self.survey:
                     raise AssertionError(reason)
 
         try:
             examine()
+        except _Lost:
+            self.lost = True
         except AssertionError:
             if not failed:
                 raise
@@ -228,6 +239,8 @@ PROBING = 24
 
 def _violated_parts(check: Check, backend: Backend, scope: Scope, number: int) -> tuple[str, ...]:
     """Clauses of the parts that break a law by themselves; none if all or none of them do."""
+    if not check.parts:
+        return ()
 
     def fails(probing: Scope) -> bool:
         return _Search(check, backend, Verdict(check), False).run(probing, PROBING, number, False)
@@ -236,6 +249,39 @@ def _violated_parts(check: Check, backend: Backend, scope: Scope, number: int) -
     if len(broken) == len(check.parts):
         return ()
     return tuple(clause for part, clause in check.parts.items() if part in broken)
+
+
+FEATURES = {
+    "lru_width is not width": "BLOCK-4",
+    "no soft cap": "HEAD-2",
+    "several key-value heads": "ATTN-5",
+    "more than 8 rows": "BATCH-2",
+}
+"""Clauses about what only some configurations and layouts have."""
+
+
+def _violated_feature(check: Check, backend: Backend, scope: Scope, number: int) -> tuple[str, ...]:
+    """The clause of a feature that all failing examples have, and no other."""
+    failing: list[set[str]] = []
+    passing: list[set[str]] = []
+
+    @seed(number)
+    @settings(
+        max_examples=PROBING, database=None, deadline=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(case=check.cases(scope))
+    def collect(case):
+        if hasattr(case, "strata"):
+            with contextlib.suppress(Unsupported):
+                reason, *_ = _judge(check, backend, case)
+                (failing if reason else passing).append(case.strata())
+
+    collect()
+    if len(failing) < 2 or len(passing) < 2:
+        return ()
+    common = set.intersection(*failing) - set.union(*passing)
+    return tuple(clause for feature, clause in FEATURES.items() if feature in common)
 
 
 def _judge(

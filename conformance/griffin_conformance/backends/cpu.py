@@ -1,5 +1,7 @@
 """The CPU engine of this project."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 import griffin_np
@@ -35,7 +37,7 @@ class NumbaBackend(Backend):
 
     name = "numba"
     dtypes = ("float32", "bfloat16", "int8", "int4")
-    quantised = {
+    quantised: Mapping[str, Quantisation] = {
         "int8": Quantisation(SymmetricWeights(-127, 127, 8), ActivationRounding(8), GROUP),
         "int4": Quantisation(SymmetricWeights(-8, 7, 8), ActivationRounding(8), GROUP),
     }

@@ -265,11 +265,19 @@ class DeepMindModel:
         return values, state
 
     def generate(self, prompts, max_tokens=16, temperature=0.0, seed=0, ignore_eos=False):
-        """Continuations by their own Sampler, which pads prompts on the left."""
+        """Continuations by their own Sampler, which pads prompts on the left.
+
+        What their buffer of tokens was filled with before is left out behind a row's end.
+        """
         if temperature not in (0, 1):
             raise Unsupported("its Sampler has no temperature")
         drawn = self.sample(prompts, max_tokens, seed if temperature else None, not ignore_eos)
-        return [SimpleNamespace(tokens=list(map(int, row))) for row in drawn]
+        found, eos, pad = [], self.config.eos_id, self.config.pad_id
+        for row in (list(map(int, tokens)) for tokens in drawn):
+            end = row.index(eos) + 1 if eos in row and not ignore_eos else len(row)
+            filled = all(token == pad for token in row[end:])
+            found.append(SimpleNamespace(tokens=row[:end] if filled else row))
+        return found
 
 
 class DeepMindBackend(Backend):

@@ -14,7 +14,7 @@ from recurrentgemma import common
 from recurrentgemma import jax as port
 from recurrentgemma.jax import layers, modules
 
-from griffin_conformance.backends import versions_of
+from griffin_conformance.backends import Unsupported, versions_of
 from griffin_conformance.backends.deepmind import (
     DeepMindBackend,
     DeepMindModel,
@@ -25,6 +25,12 @@ from griffin_conformance.backends.deepmind import (
 )
 
 __all__ = ["DeepMindJax", "DeepMindJaxModel"]
+
+
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""Most of the suite's time goes to compiling: where XLA has LLVM do it, for a CPU, it hurries."""
+
+compiled = partial(jax.jit, compiler_options=QUICKLY if jax.default_backend() == "cpu" else None)
 
 
 def single(array) -> jax.Array:
@@ -73,24 +79,25 @@ class Programs:
 
     def __init__(self, config: common.GriffinConfig):
         self.model = port.Griffin(config, gradient_checkpointing=False)
-        self.call = jax.jit(
+        self.call = compiled(
             lambda params, tokens, positions, cache, logits: self.model.apply(
                 {"params": params}, tokens, positions, cache, logits, True
             ),
             static_argnums=4,
         )
-        self.watch = jax.jit(
+        self.watch = compiled(
             lambda params, tokens, positions: self.model.apply(
                 {"params": params}, tokens, positions, capture_intermediates=_is_stream
             )[1]["intermediates"]
         )
-        self.samplers: dict[bool, port.Sampler] = {}
+        self.samplers: dict[tuple, port.Sampler] = {}
 
-    def sampler(self, vocabulary, params, best: bool) -> port.Sampler:
-        """A Sampler with given weights, which shares its compiled functions with others."""
-        if best not in self.samplers:
-            self.samplers[best] = Sampler(self.model, vocabulary, {}, deterministic_sampling=best)
-        sampler = self.samplers[best]
+    def sampler(self, vocabulary: Ids, params, best: bool) -> port.Sampler:
+        """A Sampler with given weights; those of one vocabulary share what is compiled."""
+        key = best, vocabulary.pad_id(), vocabulary.eos_id()
+        if key not in self.samplers:
+            self.samplers[key] = Sampler(self.model, vocabulary, {}, deterministic_sampling=best)
+        sampler = self.samplers[key]
         sampler.params = params
         return sampler
 
@@ -163,6 +170,9 @@ class DeepMindJax(DeepMindBackend):
 
     def model(self, config, flat):
         return DeepMindJaxModel(config, flat)
+
+    def compiled(self, config, flat):
+        raise Unsupported("as it is written, operation by operation, it takes minutes for a text")
 
     def block(self, config, flat, i, x, positions):
         params = tree(flat, f"blocks.{i}/")
@@ -242,7 +252,7 @@ def _is_stream(module, method: str) -> bool:
     return method in ("__call__", "encode")
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(compiled, static_argnums=(0, 1))
 def _block(config, i, params, x, positions):
     block = modules.ResidualBlock(
         config.width, config.mlp_expanded_width, config.num_heads, config.attention_window_size,
@@ -251,12 +261,12 @@ def _block(config, i, params, x, positions):
     return block.apply({"params": params}, x, positions)[0]
 
 
-@jax.jit
+@compiled
 def _scan(a, x, h):
     return port.linear_scan(x, a, h)[0]
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(compiled, static_argnums=0)
 def _rg_lru(heads, params, x, positions, h):
     module = layers.RGLRU(x.shape[2], heads)
     return module.apply({"params": params}, x, positions, h)[0]

@@ -5,6 +5,7 @@ step, one for each output and 16 inputs; what meets them is rounded to 8 bits, o
 token and the same 16 inputs; whole numbers are summed without error.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,7 @@ class QuantisedNumPy(NumPyBackend):
 
     name = "numpy-quantised"
     dtypes = ("int8", "int4")
-    quantised = {
+    quantised: Mapping[str, Quantisation] = {
         "int8": Quantisation(SymmetricWeights(-127, 127), ActivationRounding(8), GROUP),
         "int4": Quantisation(SymmetricWeights(-7, 7), ActivationRounding(8), GROUP),
     }
@@ -46,7 +47,9 @@ class QuantisedNumPy(NumPyBackend):
     @property
     def largest(self):
         """The largest code of a weight."""
-        return self.quantised[self.dtype].weights.largest
+        weights = self.quantised[self.dtype].weights
+        assert weights is not None
+        return weights.largest
 
     def cast(self, array):
         return None if array is None else np.asarray(array, np.float32)

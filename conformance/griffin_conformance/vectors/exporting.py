@@ -44,7 +44,7 @@ def export(
     worlds : sequence of str
         Names of small worlds; all by default.
     large : bool
-        The larger worlds too, a few megabytes.
+        The larger worlds too: five megabytes, and some minutes.
 
     Returns
     -------

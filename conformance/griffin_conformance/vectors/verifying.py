@@ -44,6 +44,10 @@ class VectorResult:
     reason: str = ""
     not_compared: list[str] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        ratio = f"{self.worst.ratio:8.3g}" if self.worst else " " * 8
+        return f"{self.level}  {self.id:36}{self.status:9}{ratio}  {self.reason}".rstrip()
+
     @property
     def worst(self) -> Comparison | None:
         """The comparison nearest to, or farthest beyond, what is allowed."""

@@ -3,17 +3,17 @@
 import sys
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from recurrentgemma import jax as port
 
 kinds = tuple(port.TemporalBlockType)  # attention, recurrent
 model = port.Griffin(port.GriffinConfig(30, 16, 32, 2, kinds, True, 9, 30.0))
-params = model.init(jax.random.key(0), jnp.zeros((1, 9), int), jnp.arange(9)[None])
-params = jax.tree.map(lambda p: 0.4 * jax.random.normal(jax.random.key(p.size), p.shape), params)
-packed, at, after = jnp.array([[9, 8, 7, 6, 5]]), jnp.array([[0, 1, 2, 3, 0]]), jnp.array([[4]])
-alone = model.apply(params, jnp.array([[5, 4]]), jnp.array([[0, 1]]))[0][0, -1]
-_, cache = model.apply(params, packed, at)
-found = model.apply(params, after, jnp.array([[1]]), cache)[0][0, -1]
-print("alone:          ", alone[:4])
-print("behind another: ", found[:4])
+x, at, read = np.arange(2, 14)[None], np.arange(12)[None], jax.jit(model.apply)
+shapes, rng = jax.eval_shape(model.init, jax.random.key(0), x, at), np.random.default_rng(0)
+weights = jax.tree.map(lambda p: rng.normal(0, 0.4, p.shape).astype(p.dtype), shapes)
+alone = read(weights, x[:, 4:6], at[:, :2])[0][0, -1]
+_, cache = read(weights, x[:, :5], np.array([[0, 1, 2, 3, 0]]))
+found = read(weights, x[:, 5:6], at[:, 1:2], cache)[0][0, -1]
+print("alone:         ", alone[:4])
+print("behind another:", found[:4])
 sys.exit(int(abs(alone - found).max() > 1e-3))

@@ -1,5 +1,5 @@
-# CALL-5: the convolution writes zeros into the tensor that it is given, where another document
-# follows: x_window is a view of x; torch/layers.py:508
+# CALL-5: the convolution writes zeros into the tensor that it is given, before another document:
+# x_window is a view of x; torch/layers.py:508
 import sys
 
 import torch
