@@ -50,6 +50,9 @@ class Violation(Exception):
         The clause that is violated, where it is known better than from the check.
     """
 
+    gone = False
+    """Whether there is nobody left to ask for more: a process that ended, or does not answer."""
+
     def __init__(self, message: str, clause: str = ""):
         super().__init__(message)
         self.clause = clause

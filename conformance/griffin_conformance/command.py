@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from griffin_conformance import reports
-from griffin_conformance.backends import available, find_backend
+from griffin_conformance.backends import Unsupported, available, find_backend
 from griffin_conformance.certificate import Certificate, certify
 from griffin_conformance.certifying import certify_all
-from griffin_conformance.checks import EFFORTS, find_checks
+from griffin_conformance.checks import EFFORTS, Violation, find_checks
 from griffin_conformance.clauses import read_clauses
 from griffin_conformance.evolution import evolve
 from griffin_conformance.xfails import known_failures, read_xfails
@@ -22,7 +22,7 @@ __all__ = ["ACTIONS"]
 
 def writable(option: str, name: str | None) -> None:
     """Complain about a file that cannot be written before anything is computed."""
-    if name in (None, "-"):
+    if name is None or (name, option) == ("-", "--json"):
         return
     path = Path(name)
     if path.is_dir():
@@ -217,11 +217,11 @@ def show_evolution(args: Namespace) -> int:
         raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
     try:
         one, other = find_backend(args.backend, args.dtype), find_backend(args.against, args.dtype)
+        found = evolve(one, other, range(args.seeds)).to_dict()
     except GriffinError:
         raise
-    except ValueError as error:
+    except (ValueError, Unsupported, Violation) as error:
         raise ConfigError(str(error)) from None
-    found = evolve(one, other, range(args.seeds)).to_dict()
     if args.json:
         print(json.dumps(found))
         return 0
@@ -231,8 +231,9 @@ def show_evolution(args: Namespace) -> int:
     print("|---|---|---|---|---|---|")
     for kind in ("logits", "states"):
         told = found[kind]
+        percentile, most = float(told["99.9"]), float(told["max"])
         print(f"| {kind} | {told['values']:,} | {100 * told['equal_bits']:.1f} % | "
-              f"{told['99.9']:.3g} | {told['max']:.3g} | {told['observed_over_allowed']:.2f} |"
+              f"{percentile:.3g} | {most:.3g} | {float(told['observed_over_allowed']):.2f} |"
         )  # fmt: skip
     print("\n| error in ULP, at most | " + " | ".join(("logits", "states")) + " |\n|---|---|---|")
     shares = [dict(found[kind]["histogram"]) for kind in ("logits", "states")]

@@ -202,9 +202,12 @@ class QuantisedSimulation(Simulation):
             members = groups == group
             codes, step = self.codes(x[..., members], rounding.largest)
             if rounding.exact:
-                # The product of the two steps is rounded, and then what it is multiplied with.
-                part = self.rounded(codes @ weight[members], self.accumulators)
-                part = self.rounded(part * step, self.accumulators)
+                # The steps of both are multiplied first, and that is rounded too. What the step of
+                # the weights is nobody tells; any number that goes with it does.
+                unit = np.abs(weight[members]).max(axis=0)
+                unit = np.where(unit > 0, unit, 1)
+                steps = self.rounded(step * unit, self.accumulators)
+                part = self.rounded(codes @ (weight[members] / unit) * steps, self.accumulators)
             else:
                 part = self.dot(self.rounded(codes * step), weight[members])
             total = self.rounded(total + part, self.accumulators)

@@ -68,7 +68,7 @@ def gelu_by_erf(z):
 
 
 def silu(z):
-    return z * RIGHT["gelu"].__globals__["logistic"](z)
+    return z * oracle.logistic(z)
 
 
 def gate_transposed(x, w, b):
@@ -235,10 +235,6 @@ def set_to(**fields) -> Callable[[SimpleNamespace], None]:
     return change
 
 
-def smaller_window(config):
-    config.window -= 1
-
-
 def _scaled_head(p):
     # A head of its own from the embedding as it is looked up: scaled.
     width = p["embedding"].shape[1]
@@ -266,7 +262,8 @@ READINGS: tuple[Reading, ...] = (
     Reading("LIN-1", "takes square matrices for (outputs, inputs)", {"linear": linear_transposed}),
     Reading("MLP-1", "computes GeLU by the error function", {"gelu": gelu_by_erf}),
     Reading("MLP-1", "takes SiLU for GeLU", {"gelu": silu}),
-    Reading("MLP-2", "exchanges the branches of the MLP", parameters=exchanged("mlp.gate", "mlp.up")),
+    Reading("MLP-2", "exchanges the branches of the MLP",
+            parameters=exchanged("mlp.gate", "mlp.up")),
     Reading("BLOCK-1", "exchanges the norms before the temporal part and the MLP",
             parameters=exchanged("temporal_norm", "mlp_norm")),
     Reading("BLOCK-2", "exchanges the branches of the recurrent block",
@@ -280,7 +277,7 @@ READINGS: tuple[Reading, ...] = (
     Reading("GATE-3", "exchanges input gate and recurrence gate", {"rg_lru": gates_exchanged}),
     Reading("RGLRU-1", "takes a_param with the other sign",
             {"softplus": lambda z: RIGHT["softplus"](-z)}),
-    Reading("RGLRU-1", "takes a_param for softplus(a_param)", {"softplus": abs}),
+    Reading("RGLRU-1", "takes |a_param| for softplus(a_param)", {"softplus": abs}),
     Reading("RGLRU-2", "computes log(1 + exp(a_param)) as it is written, in float32",
             {"softplus": in_float32(lambda z: np.log(np.float32(1) + np.exp(z)))}),
     Reading("RGLRU-4", "leaves sqrt(1 - a^2) out", {"multiplier": lambda log_a: 1.0}),

@@ -6,7 +6,7 @@ import traceback
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -124,6 +124,17 @@ class _Lost(BaseException):
     """The backend is gone, and asking it for smaller cases would be asking nobody."""
 
 
+class _Finding(NamedTuple):
+    """What came of one example: why it fails, or nothing; the worst comparison; the clause that the
+    failure names, if any; and whether the backend is gone.
+    """
+
+    reason: str = ""
+    worst: Comparison | None = None
+    clause: str = ""
+    gone: bool = False
+
+
 class _Search:
     """Runs a check over examples until one fails, or over all of them in a survey."""
 
@@ -151,27 +162,27 @@ class _Search:
         @given(case=self.check.cases(scope))
         def examine(case):
             nonlocal failed
-            if self.lacks and not failed:
+            if self.lacks and counting and not failed:
                 return  # one example tells that the backend lacks it
             if counting and not failed:
                 self.count(case)
             try:
                 counting_now = self.verdict if counting and not failed else None
-                reason, worst, clause = _judge(self.check, self.backend, case, counting_now)
+                found = _judge(self.check, self.backend, case, counting_now)
             except Unsupported as missing:
                 # While a failure is made small it means only that this way leads nowhere.
                 self.lacks = str(missing)
                 return
-            before = self.verdict.worst
+            before, worst = self.verdict.worst, found.worst
             if worst is not None and counting and (before is None or worst.ratio > before.ratio):
                 self.verdict.worst = worst
-            if reason:
-                failed, self.failure = True, (reason, case, worst)
-                self.violated = (clause,) if clause else ()
-                if worst is None and "EngineFailure" in reason.partition(":")[0]:
+            if found.reason:
+                failed, self.failure = True, (found.reason, case, worst)
+                self.violated = (found.clause,) if found.clause else ()
+                if found.gone:
                     raise _Lost
                 if not self.survey:
-                    raise AssertionError(reason)
+                    raise AssertionError(found.reason)
 
         try:
             examine()
@@ -225,8 +236,8 @@ def _further_failures(check: Check, backend: Backend, scope: Scope, number: int)
     def collect(case):
         if len(failing) < FURTHER:
             with contextlib.suppress(Unsupported):
-                reason, worst, _ = _judge(check, backend, case)
-                if reason and worst is not None:
+                found = _judge(check, backend, case)
+                if found.reason and found.worst is not None:
                     failing.append(case)
 
     collect()
@@ -245,7 +256,7 @@ def _violated_parts(check: Check, backend: Backend, scope: Scope, number: int) -
     def fails(probing: Scope) -> bool:
         return _Search(check, backend, Verdict(check), False).run(probing, PROBING, number, False)
 
-    broken = broken_parts(scope, fails)
+    broken = broken_parts(scope, fails).intersection(check.parts)
     if len(broken) == len(check.parts):
         return ()
     return tuple(clause for part, clause in check.parts.items() if part in broken)
@@ -274,23 +285,20 @@ def _violated_feature(check: Check, backend: Backend, scope: Scope, number: int)
     def collect(case):
         if hasattr(case, "strata"):
             with contextlib.suppress(Unsupported):
-                reason, *_ = _judge(check, backend, case)
-                (failing if reason else passing).append(case.strata())
+                found = _judge(check, backend, case)
+                (failing if found.reason else passing).append(case.strata())
 
     collect()
     if len(failing) < 2 or len(passing) < 2:
         return ()
-    common = set.intersection(*failing) - set.union(*passing)
+    common = failing[0].intersection(*failing).difference(*passing)
     return tuple(clause for feature, clause in FEATURES.items() if feature in common)
 
 
 def _judge(
     check: Check, backend: Backend, case: Any, verdict: Verdict | None = None
-) -> tuple[str, Comparison | None, str]:
-    """Why the case fails, or nothing; its worst comparison; and the clause that it names, if any.
-
-    What was compared is noted in the verdict, if there is one.
-    """
+) -> _Finding:
+    """Hold the backend to the case; what was compared is noted in the verdict, if there is one."""
     try:
         # Numbers that are not finite are found by the comparisons.
         with np.errstate(all="ignore"):
@@ -298,20 +306,18 @@ def _judge(
     except Unsupported:
         raise
     except Violation as violation:
-        return str(violation), None, violation.clause
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # whatever a backend raises on a legal call is a violation
+        return _Finding(str(violation), None, violation.clause, violation.gone)
+    except (Exception, SystemExit) as error:
+        # Whatever a backend raises on a legal call is a violation.
         where = traceback.format_exception(error)[-6:]
-        return f"{type(error).__name__}: {error}\n{''.join(where)}", None, ""
+        return _Finding(f"{type(error).__name__}: {error}\n{''.join(where)}")
     if verdict is not None:
         _note(verdict, comparisons)
     comparisons = [c for c in comparisons if c.compared]
     worst = max(comparisons, key=lambda c: c.ratio, default=None)
     # The first thing that is wrong explains more than the worst: later ones follow from it.
     wrong = next((c for c in comparisons if not c.passed), None)
-    return (str(wrong) if wrong else ""), worst, ""
+    return _Finding(str(wrong) if wrong else "", worst)
 
 
 def _note(verdict: Verdict, comparisons: Sequence[Comparison]) -> None:

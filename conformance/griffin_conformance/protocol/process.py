@@ -58,6 +58,8 @@ rm -rf -- "$1"
 class EngineFailure(Violation):
     """The engine did not answer, or not as it must; says so in one line."""
 
+    gone = True
+
 
 class _Watcher:
     """The shell that runs :data:`WATCH`; one for this process."""

@@ -9,6 +9,7 @@ from griffin_conformance.reports.values import write
 
 __all__ = ["as_line", "as_text", "write_json"]
 
+STALE = {"passed": "passes", "skipped": "is skipped", "no such check": "is no check"}
 MARKS = {"passed": "ok", "failed": "FAILED", "skipped": "skipped", "xfailed": "xfailed"}
 
 
@@ -41,6 +42,8 @@ def as_text(certificate: Certificate) -> str:
         lines.append(f"violated, most suspicious first: {', '.join(whole['violated'])}")
     if whole.get("cause"):
         lines.append(f"likely cause: it {whole['cause']}")
+    for name, status in certificate.stale.items():
+        lines.append(f"known to fail, but: {name} {STALE.get(status, status)}")
     backend = certificate.backend
     versions = ", ".join(f"{name} {v}" for name, v in backend.versions().items())
     lines.append(
