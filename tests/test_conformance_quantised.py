@@ -11,8 +11,9 @@ from griffin_conformance.backends.quantised import QuantisedNumPy
 from griffin_conformance.calibration import PROGRAMS, Nearest, distances
 from griffin_conformance.certificate import certify
 from griffin_conformance.checks import find_checks
-from griffin_conformance.envelope import FACTOR
+from griffin_conformance.envelope import FACTOR, Envelope
 from griffin_conformance.mutants_quantised import QUANTISED_MUTANTS, mutate_quantised, right_model
+from griffin_conformance.oracle import linear
 from griffin_conformance.quantisation import (
     ActivationRounding,
     Quantisation,
@@ -76,13 +77,18 @@ def test_right_programs_stay_within_half_of_the_envelope(dtype):
 
 @pytest.mark.parametrize("both_sides", [True, False])
 def test_samples_that_go_to_both_sides_of_a_tie_are_needed(monkeypatch, both_sides):
-    """In this text a right program has a code that no sample has by itself: it would be wrong."""
+    """A program whose 4.50001 comes out as 4.49999 is right, and far from every other sample."""
     if not both_sides:
         monkeypatch.setattr(QuantisedSimulation, "either", NearestQuantised.either)
-    profile, world = QuantisedNumPy("int4").profile, replace(WORLDS[6], seed=18057)
-    right = NearestQuantised(profile, world.config, PROGRAMS, 10**6 + 18, strict=True)
-    worst = max(ratios.max() / FACTOR for _, ratios in distances(right, world, profile))
-    assert worst <= RIGHT_AT_MOST if both_sides else worst > 100
+    profile, config = RIGHT["int8"].profile, WORLDS[0].config
+    simulation = QuantisedSimulation(profile, config, seed=1)
+    x, weight = np.array([[127.0, 4.50001, -3.2, 8.1, 2.0]]), np.arange(1.0, 6.0)[:, None]
+    name = "blocks.0.mlp.gate.weight"
+    truth = linear(profile.meets(config)(name, x[0]), weight)[None]
+    samples = simulation.affine(np.repeat(x[None], simulation.S, axis=0), weight, name=name)
+    other_code = truth - weight[1]
+    ratio = Envelope.of(truth, samples, profile).compare("product", other_code).ratio
+    assert ratio <= RIGHT_AT_MOST if both_sides else ratio > 100
 
 
 # -- the oracle's rounding

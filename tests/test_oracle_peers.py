@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from griffin_conformance.backends.deepmind import DeepMindBackend, their_arrays, their_config
 from griffin_conformance.checks import Scope
 from griffin_conformance.layouts import Case, Layout
 from griffin_conformance.rounding import FLOAT64
@@ -62,21 +63,11 @@ def test_transformers_agrees(transformers_in_double, data):
 
 
 def packed_cases(each: int) -> list[Case]:
-    """Rows of documents, several for each model that DeepMind's code can represent.
-
-    It has one key-value head, four taps, and rotates half of each head; the recurrence is of even
-    width.
-    """
+    """Rows of documents, several for each model that both of DeepMind's packages can represent."""
 
     def adapt(c):
-        head = max(c.width // c.num_heads // 4, 1) * 4
-        return c.replace(
-            width=head * c.num_heads,
-            lru_width=c.lru_width * (1 + c.lru_width % 2),
-            num_kv_heads=1,
-            rope_fraction=0.5,
-            conv_width=4,
-        )
+        c = DeepMindBackend().adapt(c)
+        return c.replace(lru_width=c.lru_width * (1 + c.lru_width % 2))
 
     rng, cases = np.random.default_rng(0), []
     for world in POOL * each:
@@ -116,11 +107,10 @@ def torch_port():
 
     torch.float32 = torch.float64
     torch.set_default_dtype(torch.float64)
-    from recurrentgemma import common
     from recurrentgemma import torch as port
 
     def run(config, weights, tokens, positions):
-        model = port.Griffin(their_config(common, config), gradient_checkpointing=False)
+        model = port.Griffin(their_config(config), gradient_checkpointing=False)
         model.load_state_dict({
             path.replace("/", ".").replace("kernel", "weight"):
                 torch.tensor(array.T if path.endswith("kernel") else array)
@@ -138,11 +128,10 @@ def jax_port():
     import jax.numpy as jnp
 
     jnp.float32 = jnp.float64
-    from recurrentgemma import common
     from recurrentgemma import jax as port
 
     def run(config, weights, tokens, positions):
-        model = port.Griffin(their_config(common, config), gradient_checkpointing=False)
+        model = port.Griffin(their_config(config), gradient_checkpointing=False)
         tree: dict = {}
         for path, array in weights.items():
             *folders, leaf = path.split("/")
@@ -156,67 +145,6 @@ def jax_port():
     return run
 
 
-def their_config(common, c):
-    """A configuration in DeepMind's terms."""
-    kinds = common.TemporalBlockType
-    return common.GriffinConfig(
-        vocab_size=c.vocab_size,
-        width=c.width,
-        mlp_expanded_width=c.mlp_width,
-        num_heads=c.num_heads,
-        lru_width=c.lru_width,
-        block_types=tuple(kinds[kind.upper()] for kind in c.block_types),
-        embeddings_scale_by_sqrt_dim=c.scale_embeddings,
-        attention_window_size=c.window,
-        logits_soft_cap=c.logits_soft_cap,
-    )
-
-
-BLOCK = {
-    "temporal_norm": "temporal_pre_norm/scale",
-    "mlp_norm": "channel_pre_norm/scale",
-    "recurrent.linear_x": "recurrent_block/linear_x",
-    "recurrent.linear_y": "recurrent_block/linear_y",
-    "recurrent.linear_out": "recurrent_block/linear_out",
-    "recurrent.conv.weight": "recurrent_block/conv_1d/w",
-    "recurrent.conv.bias": "recurrent_block/conv_1d/b",
-    "recurrent.rg_lru.a_param": "recurrent_block/rg_lru/a_param",
-    "recurrent.rg_lru.w_x": "recurrent_block/rg_lru/input_gate/w",
-    "recurrent.rg_lru.b_x": "recurrent_block/rg_lru/input_gate/b",
-    "recurrent.rg_lru.w_a": "recurrent_block/rg_lru/a_gate/w",
-    "recurrent.rg_lru.b_a": "recurrent_block/rg_lru/a_gate/b",
-    "attention.query": "attention_block/proj_q",
-    "attention.key": "attention_block/proj_k",
-    "attention.value": "attention_block/proj_v",
-    "attention.output": "attention_block/proj_final",
-    "mlp.down": "mlp_block/ffw_down",
-}
-"""DeepMind's paths in a Flax tree; gate and up of the MLP are one array there."""
-
-
-def flax_arrays(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Weights in float64 by their path in DeepMind's Flax tree."""
-    found = {"embedder/input_embedding": flat["embedding"], "final_norm/scale": flat["final_norm"]}
-    for name, array in flat.items():
-        if not name.startswith("blocks."):
-            continue
-        _, i, rest = name.split(".", 2)
-        stem, _, part = rest.rpartition(".")
-        if stem == "mlp.gate":
-            pair = np.stack([array, flat[f"blocks.{i}.mlp.up.{part}"]])
-            path, array = f"mlp_block/ffw_up/{part[0]}", pair
-            if part == "bias":
-                array = pair[:, None, None]
-        elif stem in BLOCK:
-            path = f"{BLOCK[stem]}/{'kernel' if part == 'weight' else part}"
-        elif stem != "mlp.up":
-            path = BLOCK[rest]
-        else:
-            continue
-        found[f"blocks.{i}/{path}"] = array
-    return {path: array.astype(np.float64) for path, array in found.items()}
-
-
 if __name__ == "__main__":
     wanted, source, target = sys.argv[1:]
     compute = {"torch": torch_port, "jax": jax_port}[wanted]()
@@ -224,7 +152,8 @@ if __name__ == "__main__":
     with open(source, "rb") as file:
         for case in pickle.load(file):
             tokens, positions = case.layout.arrays(case.world)
-            weights = flax_arrays(case.world.parameters())
+            flax = their_arrays(case.world.parameters())
+            weights = {p: array.astype(np.float64) for p, array in flax.items()}
             tokens = np.where(positions < 0, 0, tokens)
             results.append(compute(case.world.config, weights, tokens, positions))
     with open(target, "wb") as file:

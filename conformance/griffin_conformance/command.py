@@ -83,6 +83,7 @@ def run(args: Namespace) -> int:
         backend = find_backend(args.backend, args.dtype)
         # Without --xfails known failures are told as such, and fail the run all the same.
         known = read_xfails(Path(args.xfails)) if args.xfails else known_failures(args.backend)
+        find_checks(names=list(known))
     except GriffinError:
         raise
     except (ValueError, FileNotFoundError) as error:

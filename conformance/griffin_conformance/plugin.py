@@ -2,7 +2,7 @@
 
 One test for each check. What a backend lacks is skipped, known failures are strict xfails, and a
 list of known failures that names no check is a usage error. Nothing heavy is imported before
-a backend is asked for, because pytest loads every plugin that is installed.
+something is asked for, because pytest loads every plugin that is installed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 __all__: list[str] = []
 
 EFFORTS = ("smoke", "default", "thorough")
+BACKEND = pytest.StashKey[Any]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,6 +37,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "griffin(check): a check of the conformance suite")
+    examples = config.getoption("--griffin-max-examples")
+    if examples is not None and examples < 1:
+        raise pytest.UsageError(f"--griffin-max-examples must be at least 1, got {examples}")
+    if config.getoption("--griffin-level"):
+        checks_of(config)
+    if config.getoption("--griffin-xfails"):
+        known_to_fail(config)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if session.config.getoption("--griffin-backend"):
+        backend_of(session.config)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    worker = hasattr(config, "workerinput")  # of xdist, which takes a usage error for a crash
+    if not worker and any(item.get_closest_marker("griffin") for item in items):
+        backend_of(config)  # without one all of them would be errors
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    close = getattr(config.stash.get(BACKEND, None), "close", None)
+    if close is not None:
+        close()
 
 
 def backend_of(config: pytest.Config) -> Any:
@@ -46,6 +71,8 @@ def backend_of(config: pytest.Config) -> Any:
     pytest.UsageError
         If none was, or it cannot be had.
     """
+    if BACKEND in config.stash:
+        return config.stash[BACKEND]
     from griffin_conformance.backends import find_backend
 
     name = config.getoption("--griffin-backend")
@@ -54,8 +81,25 @@ def backend_of(config: pytest.Config) -> Any:
             "no backend to test: give --griffin-backend=NAME, or set GRIFFIN_NP_BACKEND"
         )
     try:
-        return find_backend(name, config.getoption("--griffin-dtype"))
+        config.stash[BACKEND] = find_backend(name, config.getoption("--griffin-dtype"))
     except (ValueError, ImportError) as error:
+        raise pytest.UsageError(str(error)) from None
+    return config.stash[BACKEND]
+
+
+def checks_of(config: pytest.Config) -> list[Any]:
+    """The checks that were asked for.
+
+    Raises
+    ------
+    pytest.UsageError
+        If there is no such level.
+    """
+    from griffin_conformance.checks import find_checks
+
+    try:
+        return find_checks([level.upper() for level in config.getoption("--griffin-level")])
+    except ValueError as error:
         raise pytest.UsageError(str(error)) from None
 
 
@@ -87,16 +131,9 @@ def known_to_fail(config: pytest.Config) -> dict[str, str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "griffin_check" not in metafunc.fixturenames:
         return
-    from griffin_conformance.checks import find_checks
-
     known = known_to_fail(metafunc.config)
-    levels = [level.upper() for level in metafunc.config.getoption("--griffin-level")]
-    try:
-        checks = find_checks(levels)
-    except ValueError as error:
-        raise pytest.UsageError(str(error)) from None
     cases = []
-    for check in checks:
+    for check in checks_of(metafunc.config):
         marks: list[Any] = [pytest.mark.griffin(check=check.name)]
         if check.name in known:
             marks.append(pytest.mark.xfail(reason=known[check.name], strict=True))
@@ -121,8 +158,6 @@ def griffin_verdict(
     config = request.config
     examples = config.getoption("--griffin-max-examples")
     examples = NUMBERS[config.getoption("--griffin-profile")] if examples is None else examples
-    if examples < 1:
-        raise pytest.UsageError(f"--griffin-max-examples must be at least 1, got {examples}")
     return run_check(
         griffin_check, griffin_backend, examples, seed_number=config.getoption("--griffin-seed")
     )

@@ -1,30 +1,33 @@
 """How far right and wrong are apart: ``python -m griffin_conformance.separation``.
 
-Runs the whole suite on right backends and every mutant on the checks that catch it, in each
-precision, and prints the tables of ``conformance/README.md``.
+Runs every mutant on all examples of the checks that point at its fault, and prints the table of
+``conformance/MUTANTS.md``; with the certificates of right backends, how far apart they are.
 """
 
 import argparse
-import sys
+from collections.abc import Iterable
 
-from griffin_conformance.backends import find_backend
-from griffin_conformance.certificate import certify
+from griffin_conformance.backends import Backend
 from griffin_conformance.checks import EXAMPLES, find_checks
-from griffin_conformance.mutants import MUTANTS, Mutant, mutate
-from griffin_conformance.rounding import PROFILES
+from griffin_conformance.mutants import Mutant, mutate
+from griffin_conformance.mutants_quantised import QuantisedMutant
+from griffin_conformance.mutation import EVERY, wrong_backend
+from griffin_conformance.reports import load_certificate
 from griffin_conformance.runner import run_check
 
 __all__ = ["main", "strength"]
 
+QUANTISED = "quantised"
 
-def strength(mutant: Mutant, dtype: str, examples: int) -> tuple[float, str]:
+
+def strength(mutant: Mutant, backend: Backend, examples: int) -> tuple[float, str]:
     """The largest observed / allowed that a mutant's checks see, and the check that sees it.
 
     Infinite where what is wrong is no matter of size.
     """
     found = []
     for check in find_checks(names=mutant.caught_by):
-        verdict = run_check(check, mutate(mutant, dtype), examples, survey=True)
+        verdict = run_check(check, backend, examples, survey=True)
         if verdict.status == "failed":
             found.append((verdict.ratio, check.name))
         elif verdict.worst:
@@ -32,52 +35,51 @@ def strength(mutant: Mutant, dtype: str, examples: int) -> tuple[float, str]:
     return max(found, default=(0.0, "none"))
 
 
+def worst_of(certificates: Iterable[dict], dtypes: tuple[str, ...]) -> float:
+    """Worst observed / allowed of the certificates in some dtypes."""
+    ratios = [
+        float(told["worst_observed_over_allowed"])
+        for told in certificates
+        if told["dtype"] in dtypes
+    ]
+    return max(ratios, default=float("nan"))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--max-examples", type=int, default=EXAMPLES)
-    parser.add_argument(
-        "--right",
-        action="append",
-        default=None,
-        metavar="BACKEND:DTYPE",
-        help="further right backends, besides the reference",
-    )
+    parser.add_argument("--dtype", action="append", default=None, help="of mutants (float32)")
+    parser.add_argument("certificate", nargs="*", help="of right backends")
     args = parser.parse_args(argv)
-    worst_right = dict.fromkeys(PROFILES, 0.0)
-    print("| right | precision | worst observed / allowed |\n|---|---|---|")
-    for told in ["numpy:float32", "numpy:float64", "bfloat16", *(args.right or [])]:
-        name, _, dtype = told.rpartition(":")
-        backend = find_backend(name, dtype) if name else mutate(dtype=dtype)
-        certificate = certify(backend, max_examples=args.max_examples, survey=True)
-        if not certificate.conforms:
-            sys.exit(f"{told} does not conform")
-        worst_right[dtype] = max(worst_right[dtype], certificate.worst)
-        label = f"`{name}`" if name else "the reference, rounded to bfloat16"
-        print(f"| {label} | {dtype} | {certificate.worst:.2f} |", flush=True)
+    dtypes = args.dtype or ["float32"]
+    best = dict.fromkeys([*dtypes, QUANTISED], float("inf"))
 
-    columns = list(PROFILES)
-    print("\n| fault | caught by | " + " | ".join(columns) + " |")
-    print("|---|---|" + "---|" * len(columns))
-    best_wrong = dict.fromkeys(columns, float("inf"))
-    for mutant in MUTANTS:
-        cells, seen = [], []
-        for dtype in columns:
-            ratio, name = strength(mutant, dtype, args.max_examples)
-            seen.append(name)
+    print(f"| fault | clause | trap | caught by | {' | '.join(dtypes)} |")
+    print("|---|---|---|---|" + "---|" * len(dtypes))
+    for mutant in EVERY:
+        cells = []
+        quantised = isinstance(mutant, QuantisedMutant)
+        for dtype in dtypes[:1] if quantised else dtypes:
+            backend = wrong_backend(mutant) if quantised else mutate(mutant, dtype)
+            ratio, _ = strength(mutant, backend, args.max_examples)
             told = "law" if ratio == float("inf") else f"{ratio:.2g}"
-            cells.append(f"({told})" if dtype in mutant.rounding else told)
-            if dtype not in mutant.rounding:
-                best_wrong[dtype] = min(best_wrong[dtype], ratio)
+            of_rounding = dtype in mutant.rounding or backend.dtype in mutant.rounding
+            cells.append(f"({told})" if of_rounding else told)
+            if not of_rounding:
+                column = QUANTISED if quantised else dtype
+                best[column] = min(best[column], ratio)
         where = ", ".join(f"`{name}`" for name in mutant.caught_by)
+        told = " | ".join(cells)
         print(
-            f"| {mutant.fault} | {where} | " + " | ".join(cells) + " |",
-            flush=True,
+            f"| {mutant.fault} | {mutant.clause} | {mutant.trap} | {where} | {told} |", flush=True
         )
+
+    certificates = [load_certificate(name) for name in args.certificate]
     print("\n| precision | worst right | best wrong | separation |\n|---|---|---|---|")
-    for dtype in columns:
-        right, wrong = worst_right[dtype], best_wrong[dtype]
-        print(f"| {dtype} | {right:.2f} | {wrong:.3g} | {wrong / right:.3g} |")
+    for column, wrong in best.items():
+        right = worst_of(certificates, ("int8", "int4") if column == QUANTISED else (column,))
+        print(f"| {column} | {right:.2f} | {wrong:.3g} | {wrong / right:.3g} |")
 
 
 if __name__ == "__main__":

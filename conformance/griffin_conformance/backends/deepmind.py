@@ -307,3 +307,9 @@ class DeepMindBackend(Backend):
 
     def versions(self):
         return super().versions() | versions_of("recurrentgemma")
+
+    def compiled(self, config, flat):
+        raise Unsupported(
+            "traced or not, it takes no later calls of several tokens (any-chunking), and tracing "
+            "its scan or running it operation by operation takes a minute for each shape"
+        )

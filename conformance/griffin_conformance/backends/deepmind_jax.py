@@ -14,7 +14,7 @@ from recurrentgemma import common
 from recurrentgemma import jax as port
 from recurrentgemma.jax import layers, modules
 
-from griffin_conformance.backends import Unsupported, versions_of
+from griffin_conformance.backends import versions_of
 from griffin_conformance.backends.deepmind import (
     DeepMindBackend,
     DeepMindModel,
@@ -170,9 +170,6 @@ class DeepMindJax(DeepMindBackend):
 
     def model(self, config, flat):
         return DeepMindJaxModel(config, flat)
-
-    def compiled(self, config, flat):
-        raise Unsupported("as it is written, operation by operation, it takes minutes for a text")
 
     def block(self, config, flat, i, x, positions):
         params = tree(flat, f"blocks.{i}/")

@@ -133,16 +133,6 @@ class DeepMindTorch(DeepMindBackend):
     def model(self, config, flat):
         return DeepMindTorchModel(config, flat)
 
-    def compiled(self, config, flat):
-        """The model after ``torch.compile``, which traces it anew for every shape of call.
-
-        The traced operations are run as they are, so that nothing but tracing can change a result.
-        """
-        torch._dynamo.reset()
-        model = self.model(config, flat)
-        model.model = torch.compile(model.model, backend="eager")
-        return model
-
     @without_gradients
     def block(self, config, flat, i, x, positions):
         theirs = their_config(config)
