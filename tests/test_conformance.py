@@ -19,7 +19,7 @@ from griffin_conformance.backends import ADAPTERS, Backend, Unsupported, find_ba
 from griffin_conformance.backends.reference import NumPyBackend
 from griffin_conformance.calibration import calibrate
 from griffin_conformance.certificate import certify, reproduce
-from griffin_conformance.checks import EXAMPLES, Check, Scope, Violation, find_checks
+from griffin_conformance.checks import Check, Scope, Verdict, Violation, find_checks
 from griffin_conformance.envelope import FACTOR, Comparison
 from griffin_conformance.layouts import Case, Layout
 from griffin_conformance.mutants import MUTANTS, NO_FAULT, mutate
@@ -32,13 +32,11 @@ from griffin_np.cli import main
 from griffin_np.inputs import check_positions
 
 CHECKS = find_checks()
-NAMES = [c.name for c in CHECKS]
+NAMES = [c.name for c in CHECKS if c.level != "L5"]
 EXPLORING = os.environ.get("HYPOTHESIS_PROFILE") == "explore"
 SEED = secrets.randbelow(2**31) if EXPLORING else 0
 RIGHT = 0.5
 """Observed over allowed that a right program may come to at most, by the project's definition."""
-MARGIN = 10.0
-"""Observed over allowed that a fault of more than rounding must come to at least, likewise."""
 
 
 def named(name: str) -> Check:
@@ -49,46 +47,46 @@ def named(name: str) -> Check:
 # -- right is right
 
 
+LACKS = {
+    "nf4-tensors": "it reads no nf4 tensors",
+    "compiled-as-written": "it has no other way of running a model that is compiled",
+}
+"""What the reference, which is NumPy and nothing else, has not."""
+
+
+def assert_right(name: str, verdict: Verdict, most: float) -> None:
+    """The check passes, or is one that the reference has no part in."""
+    if name in LACKS:
+        assert (verdict.status, verdict.reason) == ("skipped", LACKS[name])
+        return
+    assert verdict.status == "passed", f"seed {SEED}: {verdict.explain()}"
+    assert verdict.ratio <= most
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_reference_conforms(name):
     verdict = run_check(named(name), NumPyBackend("float32"), seed_number=SEED)
-    assert verdict.status == "passed", f"seed {SEED}: {verdict.explain()}"
-    assert verdict.ratio <= (1 if EXPLORING else RIGHT)
+    assert_right(name, verdict, 1 if EXPLORING else RIGHT)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_programs_of_other_precisions_conform(name, dtype):
     """A survey of few examples; the verb runs all of them, and counts strata, in float64 too."""
-    verdict = run_check(named(name), mutate(NO_FAULT, dtype), 12, survey=True)
-    assert verdict.status == "passed", verdict.explain()
-    assert verdict.ratio <= RIGHT
+    examples = 6 if named(name).level == "L4" else 12
+    verdict = run_check(named(name), mutate(NO_FAULT, dtype), examples, survey=True)
+    assert_right(name, verdict, RIGHT)
 
 
-# -- wrong is found
+def test_the_reference_is_not_judged_as_a_quantised_model():
+    for dtype in ("float32", "float64", "bfloat16"):
+        for check in find_checks(["L5"]):
+            verdict = run_check(check, mutate(NO_FAULT, dtype), 1)
+            assert verdict.status == "skipped"
+            assert verdict.reason == f"{dtype} is judged at L0, L1, L2, L3, L4"
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
-def test_mutants_are_caught_where_the_fault_is(mutant):
-    """All checks that name the place fail, and one sees at least ten times what is allowed."""
-    verdicts = [
-        run_check(named(name), mutate(mutant), EXAMPLES, survey=True) for name in mutant.caught_by
-    ]
-    for verdict in verdicts:
-        assert verdict.status == "failed", f"{verdict.check.name} does not catch: {mutant.fault}"
-    if "float32" not in mutant.rounding:
-        assert max(verdict.ratio for verdict in verdicts) >= MARGIN
-
-
-@pytest.mark.parametrize("mutant", MUTANTS[::4], ids=lambda m: m.name)
-def test_faults_lie_far_outside_in_float64_too(mutant):
-    backend = mutate(mutant, "float64")
-    ratios = [run_check(named(n), backend, 20, survey=True).ratio for n in mutant.caught_by]
-    assert max(ratios) >= MARGIN
-
-
-def test_every_check_is_failed_by_some_mutant():
-    assert {name for mutant in MUTANTS for name in mutant.caught_by} == set(NAMES)
+# -- wrong is found; that every mutant is, tests/test_mutants.py shows
 
 
 def test_mutants_fail_for_their_fault_alone():
@@ -176,7 +174,7 @@ def test_what_a_backend_lacks_is_skipped_with_the_reason():
     assert {v.status for v in bare.verdicts} == {"skipped"}
     assert all(v.reason for v in bare.verdicts)
     assert not bare.conforms
-    assert bare.outcome == "is not certified: it shows nothing at L0, L1, L2, L3"
+    assert bare.outcome == "is not certified: it shows nothing at L0, L1, L2, L3, L4"
 
 
 def test_exceptions_and_shapes_are_violations():
@@ -452,8 +450,11 @@ def test_the_command_takes_a_class_of_the_users_folder(tmp_path, monkeypatch):
         (["--backend", "no.such:Thing"], "backend no.such:Thing cannot be loaded"),
         (["--dtype", "int3"], "backend numpy has no dtype 'int3'; choose one of float32, float64"),
         (["--level", "L9"], "no level 'L9'; levels are L0, L1, L2, L3"),
-        (["--check", "x"], "no check 'x'; checks are any-chunking"),
-        (["--check", "gates", "--level", "L1"], "no check is both in --level and in --check"),
+        (["--check", "x"], "no check 'x'; griffin-np conformance list shows all of them"),
+        (
+            ["--check", "gates", "--level", "L1"],
+            "no check is in all of --level, --check and --clause",
+        ),
         (["--max-examples", "0"], "--max-examples must be at least 1, got 0"),
         (["--json", "no/such/folder/c.json"], "there is no folder no/such/folder"),
     ],

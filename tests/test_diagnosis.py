@@ -22,6 +22,7 @@ from griffin_conformance.operations import OperationCase
 from griffin_conformance.readings import READINGS, RIGHT, Reading
 from griffin_conformance.rounding import FLOAT32
 from griffin_conformance.runner import run_check
+from griffin_conformance.strategies import cases
 from griffin_conformance.worlds import World
 from griffin_np import GriffinConfig
 
@@ -57,8 +58,9 @@ WHOLE = [whole(world()), whole(world(scale_embeddings=False, logits_soft_cap=0.0
 def test_every_reading_is_wrong(other):
     """Held against it, the right reference fails where the clause is tested."""
     fitting = [
-        c for c in CHECKS.values() if c.oracle and c.level == "L0" and other.clause in c.clauses
-    ]
+        c for c in CHECKS.values()
+        if c.oracle and c.level == "L0" and other.clause in c.clauses and c.name != "long-scans"
+    ]  # fmt: skip
     with read_as(other):
         ratios = [run_check(c, NumPyBackend(), 12, survey=True).ratio for c in fitting]
         for case in WHOLE:
@@ -193,9 +195,11 @@ class Odd(NumPyBackend):
 
 
 def test_other_faults_are_explained_by_nothing():
-    for name in ("gelu-by-tanh", "whole-texts"):
-        verdict = run_check(CHECKS[name], Odd(), 6, shrink=False)
-        assert (verdict.status, verdict.cause) == ("failed", "")
+    verdict = run_check(CHECKS["gelu-by-tanh"], Odd(), 6, shrink=False)
+    assert (verdict.status, verdict.cause) == ("failed", "")
+    assert verdict.violated == ()
+    assert verdict.suspects == ("MLP-1",)  # what the check says, then
+    assert explain(CHECKS["whole-texts"], Odd(), WHOLE[:1], []) is None
 
 
 def test_nothing_explains_what_is_right():
@@ -269,7 +273,9 @@ def test_a_backend_that_raises_while_readings_are_tried_is_explained_by_none():
 
 
 def check(name: str, *clauses: str, level="L2", **options) -> Check:
-    return Check(name, level, "", True, lambda scope: None, lambda b, c: [], clauses=clauses, **options)
+    return Check(
+        name, level, "", True, lambda scope: None, lambda b, c: [], clauses=clauses, **options
+    )
 
 
 def verdict(of: Check, status="failed", **options) -> Verdict:
@@ -376,12 +382,35 @@ def test_a_fault_of_one_part_is_found_in_it(name, check, clause):
     assert run_check(CHECKS[check], mutate(MUTANT[name]), 30, shrink=False).violated == (clause,)
 
 
-def test_faults_of_all_parts_are_of_none():
-    """Where state is mixed up, every part has its share of it, and the check's clauses stand."""
-    verdict = run_check(CHECKS["any-chunking"], mutate(MUTANT["shared state"]), 30, shrink=False)
-    assert verdict.status in ("failed", "passed")
-    if verdict.status == "failed":
-        assert verdict.violated == ()
+def broken_in(*parts: str) -> Verdict:
+    """The verdict of a check that fails on models with memories of these kinds, and on all others
+    but the probes.
+    """
+    right = [probe.config for part, probe in PROBES.items() if part not in parts]
+
+    def holds(backend, case):
+        return [Comparison("x", 0.1 if case.world.config in right else 9.0, 0)]
+
+    clauses = {"attention": "ATTN-7", "convolution": "CONV-2"}
+    drawn = check("x", "CALL-1", parts=clauses)
+    drawn = replace(drawn, cases=lambda scope: cases(scope, cut=True), holds=holds)
+    return run_check(drawn, NumPyBackend(), 4, shrink=False)
+
+
+@pytest.mark.parametrize(
+    ("parts", "clauses"),
+    [
+        (("attention",), ("ATTN-7",)),
+        (("convolution", "recurrence"), ("CONV-2",)),
+        (("recurrence",), ()),
+        ((), ()),
+        (("attention", "convolution"), ()),
+        (("attention", "recurrence"), ("ATTN-7",)),
+    ],
+)
+def test_parts_are_named_unless_all_or_none_are_broken(parts, clauses):
+    """Of those that the check knows: parts that it does not ask for count for nothing."""
+    assert broken_in(*parts).violated == clauses
 
 
 def test_probes_that_a_backend_cannot_represent_are_left_out():

@@ -67,7 +67,8 @@ class Alone:
                 document, n = row[-1]
                 if run.state.position[i] != n:
                     raise Violation(
-                        f"state.position of row {i} is {run.state.position[i]}, expected {n}"
+                        f"state.position of row {i} is {run.state.position[i]}, expected {n}",
+                        "STATE-3",
                     )
                 results += world.compare_state(
                     profile,

@@ -1,5 +1,6 @@
 """What a check is, how it is run over drawn examples, and the verdict that comes out."""
 
+import difflib
 import importlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -165,7 +166,7 @@ def find_checks(levels: Sequence[str] = (), names: Sequence[str] = ()) -> list[C
     Raises
     ------
     ValueError
-        If there is no such level or check; the message lists them.
+        If there is no such level or check; the message names some that there are.
     """
     for module in MODULES:
         importlib.import_module(f"griffin_conformance.{module}")  # registers its checks
@@ -175,7 +176,11 @@ def find_checks(levels: Sequence[str] = (), names: Sequence[str] = ()) -> list[C
             raise ValueError(f"no level {level!r}; levels are {', '.join(LEVELS)}")
     for name in names:
         if name not in CHECKS:
-            raise ValueError(f"no check {name!r}; checks are {', '.join(sorted(CHECKS))}")
+            near = difflib.get_close_matches(name, CHECKS)
+            perhaps = f"did you mean {' or '.join(near)}? " if near else ""
+            raise ValueError(
+                f"no check {name!r}; {perhaps}griffin-np conformance list shows all of them"
+            )
     found = [c for c in CHECKS.values() if not levels or c.level in levels]
     found = [c for c in found if not names or c.name in names]
     return sorted(found, key=lambda c: c.level)

@@ -24,6 +24,8 @@ def writable(option: str, name: str | None) -> None:
     """Complain about a file that cannot be written before anything is computed."""
     if name is None or (name, option) == ("-", "--json"):
         return
+    if name == "-":
+        raise ConfigError(f"{option} - is no file: only --json can be printed")
     path = Path(name)
     if path.is_dir():
         raise ConfigError(f"{option} {name} is a folder; give the name of a file")
@@ -86,7 +88,7 @@ def run(args: Namespace) -> int:
         find_checks(names=list(known))
     except GriffinError:
         raise
-    except (ValueError, FileNotFoundError) as error:
+    except ValueError as error:
         raise ConfigError(str(error)) from None
     text = sys.stderr if args.json == "-" else sys.stdout
     if args.explore:
@@ -216,9 +218,13 @@ def show_evolution(args: Namespace) -> int:
     """Two backends, step by step."""
     if args.seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
+    views = [(weights, at_once) for weights in ("ordinary", "") for at_once in (False, True)]
+    found = []
     try:
         one, other = find_backend(args.backend, args.dtype), find_backend(args.against, args.dtype)
-        found = evolve(one, other, range(args.seeds)).to_dict()
+        for weights, at_once in views:
+            told = evolve(one, other, range(args.seeds), weights=weights, at_once=at_once).to_dict()
+            found.append({"weights": weights or "every style", "at_once": at_once, **told})
     except GriffinError:
         raise
     except (ValueError, Unsupported, Violation) as error:
@@ -226,25 +232,36 @@ def show_evolution(args: Namespace) -> int:
     if args.json:
         print(json.dumps(found))
         return 0
-    print(f"{args.backend} against {args.against}, {args.dtype}: every array after each of "
-          f"{found['steps']} steps of {found['worlds']} texts of four windows\n")  # fmt: skip
-    print("| array | values | same bits | ULP, 99.9 % | ULP, most | observed / allowed |")
-    print("|---|---|---|---|---|---|")
-    for kind in ("logits", "states"):
-        told = found[kind]
-        percentile, most = float(told["99.9"]), float(told["max"])
-        print(f"| {kind} | {told['values']:,} | {100 * told['equal_bits']:.1f} % | "
-              f"{percentile:.3g} | {most:.3g} | {float(told['observed_over_allowed']):.2f} |"
-        )  # fmt: skip
-    print("\n| error in ULP, at most | " + " | ".join(("logits", "states")) + " |\n|---|---|---|")
-    shares = [dict(found[kind]["histogram"]) for kind in ("logits", "states")]
-    for edge in sorted({*shares[0], *shares[1]}, key=float):
+    print(f"{args.backend} against {args.against}, {args.dtype}: what each of {found[0]['steps']} "
+          f"steps of {found[0]['worlds']} texts leaves, through four windows\n")  # fmt: skip
+    print("| weights | read | array | values | same bits | ULP, 99.9 % | ULP, most "
+          "| observed / allowed |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|")
+    for view in found:
+        read = "in one call" if view["at_once"] else "one by one"
+        for kind in ("logits", "states"):
+            told = view[kind]
+            print(f"| {view['weights']} | {read} | {kind} | {told['values']:,} | "
+                  f"{100 * told['equal_bits']:.1f} % | {float(told['99.9']):.3g} | "
+                  f"{float(told['max']):.3g} | {float(told['observed_over_allowed']):.2f} |"
+            )  # fmt: skip
+    print_histogram(found)
+    return 0
+
+
+def print_histogram(found: list[dict]) -> None:
+    """Shares of values by their error, for ordinary weights and for all."""
+    columns = [(view, kind) for view in found if view["at_once"] for kind in ("logits", "states")]
+    shares = [dict(view[kind]["histogram"]) for view, kind in columns]
+    names = [f"{kind}, {view['weights']}" for view, kind in columns]
+    print("\n| error in ULP, at most | " + " | ".join(names) + " |")
+    print("|---|" + "---|" * len(columns))
+    for edge in sorted({edge for share in shares for edge in share}, key=float):
         cells = [
-            f"{100 * share.get(edge, 0) / found[kind]['values']:.3f} %"
-            for kind, share in zip(("logits", "states"), shares, strict=True)
+            f"{100 * share.get(edge, 0) / view[kind]['values']:.3f} %"
+            for share, (view, kind) in zip(shares, columns, strict=True)
         ]
         print(f"| {float(edge):g} | " + " | ".join(cells) + " |")
-    return 0
 
 
 def show_mutants(args: Namespace) -> int:

@@ -61,7 +61,7 @@ def states_through(model, case: Case):
     stepped,
     strata=("crosses the window",),
     weight=0.7,
-    clauses=("STATE-10", "STATE-1", "RGLRU-7"),
+    clauses=("STATE-10", "ATTN-7", "STATE-1", "RGLRU-7"),
     oracle=True,
 )
 def states_evolve(backend: Backend, case: Case) -> Sequence[Comparison]:
@@ -84,8 +84,8 @@ class Evolution:
     worlds, steps : int
         Models compared, and their steps together.
     ulps : dict of str to Ulps
-        For logits and for states, differences of the values that the tokens read have left, in units in the last place of float32, at the scale of the largest value of the
-        same array at that step.
+        For logits and for states, differences of the values that the tokens read have left, in
+        units in the last place, at the scale of the largest value of the same array at that step.
     worst : dict of str to float
         Largest difference over what two right programs may differ by.
     """
@@ -119,8 +119,15 @@ class Evolution:
         }
 
 
-def evolve(one: Backend, other: Backend, seeds: Sequence[int] = (0, 1, 2)) -> Evolution:
-    """Read texts of four windows and more on two backends, one token at a time, and compare.
+def evolve(
+    one: Backend,
+    other: Backend,
+    seeds: Sequence[int] = (0, 1, 2),
+    *,
+    weights: str = "",
+    at_once: bool = False,
+) -> Evolution:
+    """Read texts of four windows and more on two backends, and compare what each step leaves.
 
     Every array of the state is compared after every step, and the logits of every step.
 
@@ -130,6 +137,11 @@ def evolve(one: Backend, other: Backend, seeds: Sequence[int] = (0, 1, 2)) -> Ev
         In one precision; states have to show their arrays.
     seeds : sequence of int
         Added to the seeds of the models and texts.
+    weights : str
+        One of :data:`~griffin_conformance.worlds.WEIGHTS`; each model's own by default.
+    at_once : bool
+        Each step's state is that of one call from the start of the text, padded to one length, so
+        that a scan over time makes it; otherwise tokens are read one at a time.
     """
     result = Evolution()
     pool = COMPILED if one.fixed_shapes or other.fixed_shapes else POOL
@@ -138,9 +150,10 @@ def evolve(one: Backend, other: Backend, seeds: Sequence[int] = (0, 1, 2)) -> Ev
             continue
         for seed in seeds:
             again = replace(through_four_windows(world), seed=world.seed + 1000 * seed)
+            again = replace(again, weights=weights or again.weights)
             for backend in (one, other):
                 again = adapted_to(again, backend)
-            _compare(one, other, again, result)
+            _compare(one, other, again, result, at_once)
             result.worlds += 1
     return result
 
@@ -150,12 +163,26 @@ def adapted_to(world: World, backend: Backend) -> World:
     return adapted(world, Scope(adapt=backend.adapt))
 
 
-def _compare(one: Backend, other: Backend, world: World, result: Evolution) -> None:
+def prefixes_through(model, world: World):
+    """Tokens read, the last logits, and the state, of each prefix of a text read in one call."""
+    length = world.lengths[0]
+    for n in range(1, length + 1):
+        padded = Layout((((0, n),),), ((n,) * (length - n),))
+        tokens, positions = padded.arrays(world)
+        logits, state = model(tokens, positions)
+        yield n, np.asarray(logits, np.float64)[:, n - 1 : n], state
+
+
+def _compare(one: Backend, other: Backend, world: World, result: Evolution, at_once: bool) -> None:
     length = world.lengths[0]
     case = Case(world, Layout((((0, length),),), (), tuple(range(1, length))))
     profile = profile_of(one)
     history = world.history(profile, 0)
-    runs = (states_through(model_of(backend, case), case) for backend in (one, other))
+    models = [model_of(backend, case) for backend in (one, other)]
+    if at_once:
+        runs = [prefixes_through(model, world) for model in models]
+    else:
+        runs = [states_through(model, case) for model in models]
     for (n, logits, state), (_, logits_too, state_too) in zip(*runs, strict=True):
         need(state, "arrays")
         need(state_too, "arrays")

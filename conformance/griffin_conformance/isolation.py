@@ -22,7 +22,7 @@ def _probe(kind: str, weights: str, **fields) -> World:
         width=10, depth=1, num_heads=2, vocab_size=11, lru_width=10, mlp_width=7, window=4,
         block_pattern=(kind,), **fields,
     )  # fmt: skip
-    return World(config, weights, 21, (14, 9, 7))
+    return World(config, weights, 21, (21, 9, 7))
 
 
 PROBES: dict[str, World] = {

@@ -296,9 +296,7 @@ def _violated_feature(check: Check, backend: Backend, scope: Scope, number: int)
     return tuple(clause for feature, clause in FEATURES.items() if feature in common)
 
 
-def _judge(
-    check: Check, backend: Backend, case: Any, verdict: Verdict | None = None
-) -> _Finding:
+def _judge(check: Check, backend: Backend, case: Any, verdict: Verdict | None = None) -> _Finding:
     """Hold the backend to the case; what was compared is noted in the verdict, if there is one."""
     try:
         # Numbers that are not finite are found by the comparisons.

@@ -54,7 +54,9 @@ def state_values(backend: Backend, case: Case) -> Sequence[Comparison]:
     for i, row in enumerate(case.layout.rows):
         document, n = row[-1]
         if run.state.position[i] != n:
-            raise Violation(f"position of row {i} is {run.state.position[i]}, expected {n}")
+            raise Violation(
+                f"position of row {i} is {run.state.position[i]}, expected {n}", "STATE-3"
+            )
         results += case.world.compare_state(profile_of(backend), row_of(run.state, i), document, n)
     return results
 

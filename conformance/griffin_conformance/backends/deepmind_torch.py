@@ -3,6 +3,8 @@
 Their modules and functions are called as they are, and what they change in place stays changed.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from recurrentgemma import torch as port
@@ -72,7 +74,8 @@ class DeepMindTorchModel(DeepMindModel):
 
     def __init__(self, config, flat):
         super().__init__(config)
-        self.model = load(port.Griffin(their_config(config), gradient_checkpointing=False), flat)
+        model = port.Griffin(their_config(config), gradient_checkpointing=False)
+        self.model: Any = load(model, flat)
 
     def init_cache(self, batch):
         return self.model.init_cache(batch, torch.float32)
@@ -159,7 +162,8 @@ class DeepMindTorch(DeepMindBackend):
     @without_gradients
     def linear(self, x, weight, bias):
         # What their blocks are made of.
-        linear = torch.nn.Linear(*weight.shape, bias=bias is not None)
+        inputs, outputs = weight.shape
+        linear = torch.nn.Linear(inputs, outputs, bias=bias is not None)
         linear.weight.copy_(single(weight.T))
         if bias is not None:
             linear.bias.copy_(single(bias))

@@ -99,13 +99,14 @@ class Prompts:
 
     def arrays(self) -> dict[str, NDArray]:
         """Copies of what the caches hold, keys and values in a ring: slot = position mod W."""
-        c, found = self.config, {}
+        c = self.config
+        found: dict[str, NDArray] = {}
         for i, kind in enumerate(c.block_types):
             rows = [row[i] for row in self.caches]
             if kind == RECURRENT:
-                for part, name in enumerate(("conv", "rg_lru")):
+                for slot, name in enumerate(("conv", "rg_lru")):
                     shape = (CONV_WIDTH - 1, c.lru_width) if name == "conv" else (c.lru_width,)
-                    held = (np.zeros((1, *shape)) if r[part] is None else numbers(r[part])
+                    held = (np.zeros((1, *shape)) if r[slot] is None else numbers(r[slot])
                             for r in rows)  # fmt: skip
                     found[f"layers.{i}.{name}"] = np.concatenate(list(held))
             else:
@@ -134,7 +135,8 @@ class Prompts:
     @classmethod
     def load(cls, path: Path) -> "Prompts":
         """What :meth:`save` wrote, as mlx-lm reads it."""
-        found, rows = [], 1
+        found: list[list[Any]] = []
+        rows = 1
         while len(found) < rows:
             row, told = load_prompt_cache(str(Path(path, f"{len(found)}.safetensors")), True)
             found.append(row)
@@ -168,8 +170,8 @@ class Tap:
 
 def tapped(model: theirs.Model, tokens: ArrayLike, blocks: bool = True) -> list[NDArray]:
     """What enters each block, and what leaves the final norm, (B, T, D) each."""
-    inner, streams = model.model, []
-    plain = inner.layers
+    streams: list[mx.array] = []
+    inner, plain = model.model, model.model.layers
     inner.layers = [Tap(block if blocks else None, streams) for block in plain]
     try:
         streams.append(inner(mx.array(np.asarray(tokens))))

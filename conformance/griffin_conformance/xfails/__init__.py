@@ -16,10 +16,17 @@ def read_xfails(path: Path) -> dict[str, str]:
     Raises
     ------
     ValueError
-        If a line is neither, gives no reason, or names a check for the second time.
+        If there is no such file, or a line is neither, gives no reason, or names a check for the
+        second time.
     """
     found: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no list of known failures: it is not text in UTF-8") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
         match = re.fullmatch(r"([a-z0-9-]+)\s+#\s*(\S.*)", line.strip())
