@@ -33,7 +33,9 @@ def test_mutants_die_where_the_fault_is(mutant):
     assert autopsy.named, f"{mutant.clause} is not among {autopsy.certificate.violated[:5]}"
 
 
-@pytest.mark.skipif(not EXPLORING, reason="the whole suite on each mutant: HYPOTHESIS_PROFILE=explore")
+@pytest.mark.skipif(
+    not EXPLORING, reason="the whole suite on each mutant: HYPOTHESIS_PROFILE=explore"
+)
 @each_mutant
 def test_the_whole_suite_names_the_fault(mutant):
     autopsy = hunt(mutant)

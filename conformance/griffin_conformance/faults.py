@@ -140,7 +140,7 @@ def attention_variant(*, window=lambda w: w, future=0, documents=True, scale=Non
 
 
 def masked_by_columns(q, k, v, positions, W, trace=no_trace):
-    """Of a text beyond the window the last W keys are kept, and masked as if they were the first."""
+    """Of a text beyond the window the last W keys are kept, and masked as the first would be."""
     T = len(q)
     if T <= W + 1 or len(k) > T + W:
         return ORIGINAL["local_attention"](q, k, v, positions, W, trace)

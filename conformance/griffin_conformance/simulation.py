@@ -168,16 +168,13 @@ class Simulation(Arithmetic):
 
     def _in_spans(self, a: NDArray, x: NDArray) -> tuple[NDArray, NDArray]:
         """Spans of length 1, 2, 4 ... ending at each time (Hillis and Steele 1986)."""
-        parts, span = (a, x), 1
+        span = 1
         while span < a.shape[1]:
-            early, late = ((z[0][:, part], z[1][:, part]) for z, part in (
-                (parts, slice(None, -span)), (parts, slice(span, None))))  # fmt: skip
-            both = self._combined(early, late)
-            parts = tuple(
-                np.concatenate([z[:, :span], w], axis=1) for z, w in zip(parts, both, strict=True)
-            )
+            decay, state = self._combined((a[:, :-span], x[:, :-span]), (a[:, span:], x[:, span:]))
+            a = np.concatenate([a[:, :span], decay], axis=1)
+            x = np.concatenate([x[:, :span], state], axis=1)
             span *= 2
-        return parts
+        return a, x
 
     def _in_pairs(self, a: NDArray, x: NDArray) -> tuple[NDArray, NDArray]:
         """Neighbours first, and then the prefixes of these (Blelloch 1990)."""
@@ -187,15 +184,13 @@ class Simulation(Arithmetic):
         even = self._combined(
             (a[:, : T - T % 2 : 2], x[:, : T - T % 2 : 2]), (a[:, 1::2], x[:, 1::2])
         )
-        odd_places = self._in_pairs(*even)
-        before = tuple(z[:, : (T - 1) // 2] for z in odd_places)
-        between = self._combined(before, (a[:, 2::2], x[:, 2::2]))
-        result = np.empty_like(a), np.empty_like(x)
-        for k, z in enumerate((a, x)):
-            result[k][:, 0] = z[:, 0]
-            result[k][:, 1::2] = odd_places[k]
-            result[k][:, 2::2] = between[k]
-        return result
+        decay, state = self._in_pairs(*even)
+        last = slice((T - 1) // 2)
+        between = self._combined((decay[:, last], state[:, last]), (a[:, 2::2], x[:, 2::2]))
+        a, x = a.copy(), x.copy()
+        for whole, odd_places, even_places in zip((a, x), (decay, state), between, strict=True):
+            whole[:, 1::2], whole[:, 2::2] = odd_places, even_places
+        return a, x
 
     def rotate(self, x: NDArray, at: NDArray, base: float, rotary_dim: int) -> NDArray:
         """Rotary embedding of x (S, T, heads, d), with errors of the angles as the profile says."""
