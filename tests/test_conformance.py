@@ -97,7 +97,8 @@ def test_mutants_fail_for_their_fault_alone():
     found = certify(mutate(window), ["L2", "L3"], max_examples=10, survey=True)
     failed = {v.check.name for v in found.verdicts if v.violates}
     assert failed <= {"whole-texts", "the-window-shows-w-past-tokens", "state-values",
-                      "late-positions", "best-tokens", "greedy-text"}  # fmt: skip
+                      "late-positions", "best-tokens", "greedy-text", "states-evolve",
+                      "rows-stop-by-themselves"}  # fmt: skip
     assert "the-window-shows-w-past-tokens" in failed
 
 

@@ -4,7 +4,6 @@ The mathematics is right in them; what they get wrong is the bookkeeping of rows
 states. Each takes the model class and returns a wrong subclass.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -251,41 +250,6 @@ def anything_goes(right):
     return Wrong
 
 
-class GrowingState(State):
-    """Keeps everything that was ever attended to."""
-
-    @property
-    def nbytes(self) -> int:
-        return super().nbytes + 8 * int(self.position.sum())
-
-
-class LossyState(State):
-    """Is kept on disk in half precision."""
-
-    def save(self, path, metadata=None):
-        half = {
-            name: np.float16(array).astype(array.dtype) for name, array in self.arrays().items()
-        }
-        State.save(self.with_arrays(half, self.position), path, metadata)
-
-
-class SortedState(State):
-    """Rows come in ascending order, whatever order was asked for."""
-
-    def select(self, rows):
-        return super().select(np.sort(np.asarray(rows)))
-
-
-class BareState(State):
-    """Shows no arrays at all."""
-
-    def arrays(self):
-        return {}
-
-    def check_arrays(self, what=""):
-        pass
-
-
 def starts_anew(right):
     """Where no positions are told, every call starts a document."""
 
@@ -346,20 +310,6 @@ def moves_the_callers_position(right):
             return values, after
 
     return Wrong
-
-
-def returns(kind: type[State]) -> Callable:
-    """Models whose states are of another class."""
-
-    def wrong(right):
-        class Wrong(right):
-            def _forward(self, inputs, positions, state, logits, trace):
-                values, after = super()._forward(inputs, positions, state, logits, trace)
-                return values, kind(after.layers, after.position, after.config, after.fingerprint)
-
-        return Wrong
-
-    return wrong
 
 
 def forgets_its_seed(right):

@@ -7,137 +7,22 @@ and not only that there is one.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 
-import griffin_np
-from griffin_conformance import bookkeeping, faults
-from griffin_conformance.backends.reference import NumPyBackend
+from griffin_conformance import bookkeeping, faults, wrong_states
 from griffin_conformance.faults import (
     ORIGINAL,
     attention_variant,
     conv_variant,
-    in_place,
     rg_lru_variant,
     rope_variant,
     scan_in,
     to_bfloat16,
 )
-from griffin_np import model
-from griffin_np.params import flatten
+from griffin_conformance.mutating import NO_FAULT, Mutant, mutate
 
-__all__ = ["MUTANTS", "Mutant", "mutate"]
-
-PASSES_ON = ("linear", "rms_norm", "gelu", "causal_conv", "rope", "local_attention", "embed")
-"""Functions whose results are activations."""
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A fault.
-
-    Attributes
-    ----------
-    name : str
-    fault : str
-        What is wrong.
-    caught_by : tuple of str
-        Checks that fail.
-    functions : dict
-        Functions of the reference by name, and what takes their place.
-    parameters : callable, optional
-        From flat parameters to wrong ones.
-    model : callable, optional
-        From the model class to a wrong subclass.
-    rounding : tuple of str
-        Precisions in which it is a fault of rounding only, and need not stand far outside the
-        envelope, nor outside at all.
-    trap : str
-        Number of the known fault of public implementations that it stands for, if any.
-    clause : str
-        Clause of the specification that it violates: the suite has to name it.
-    base : callable, optional
-        Makes the right backend that it is a variant of, for a dtype; the reference by default.
-    backend : callable, optional
-        From the backend class to a wrong subclass.
-    """
-
-    name: str
-    fault: str
-    caught_by: tuple[str, ...]
-    functions: dict[str, Callable] = field(default_factory=dict)
-    parameters: Callable | None = None
-    model: Callable | None = None
-    rounding: tuple[str, ...] = ()
-    trap: str = ""
-    clause: str = ""
-    compiled: bool = False
-    backend: Callable | None = None
-
-
-NO_FAULT = Mutant("none", "nothing is wrong", ())
-
-
-def mutate(mutant: Mutant = NO_FAULT, dtype: str = "float32") -> NumPyBackend:
-    """The reference as a backend, with the fault in it.
-
-    In bfloat16, where the reference has no such dtype, everything that passes between operations is
-    rounded to it: a right program of that precision, but for the fault.
-    """
-    functions = dict(mutant.functions)
-    if dtype == "bfloat16":
-        for name in PASSES_ON:
-            functions[name] = faults.then_rounded(functions.get(name, ORIGINAL[name]))
-
-    class Wrong(model.NumPyModel):
-        def _forward(self, *args):
-            with in_place(functions):
-                return super()._forward(*args)
-
-    wrong_model = mutant.model(Wrong) if mutant.model else Wrong
-
-    class WrongBackend(NumPyBackend):
-        dtypes = (*NumPyBackend.dtypes, "bfloat16")
-
-        def cast(self, array):
-            single = array is not None and self.dtype == "bfloat16"
-            return np.asarray(array, np.float32) if single else super().cast(array)
-
-        def tree(self, flat):
-            return super().tree(mutant.parameters(dict(flat)) if mutant.parameters else flat)
-
-        def model(self, config, flat):
-            kind = model.NumPyModel if mutant.compiled else wrong_model
-            return kind(config, self.tree(flat))
-
-        def compiled(self, config, flat):
-            if not mutant.compiled:
-                return super().compiled(config, flat)
-            return wrong_model(config, self.tree(flat))
-
-        def load(self, folder):
-            found = griffin_np.load(folder, "numpy", np.dtype(self.cast(0.0).dtype).name)
-            loaded = self.model(found.config, flatten(found.parameters))
-            loaded.attach_tokenizer(found.tokenizer)
-            loaded.generation = found.generation
-            return loaded
-
-    def with_fault(operation):
-        def call(self, *args):
-            with in_place({} if mutant.compiled else functions):
-                return operation(self, *args)
-
-        return call
-
-    for operation in (
-        "block", "embed", "rms_norm", "linear", "gelu", "causal_conv", "gate", "decay", "scan",
-        "rg_lru", "rope", "attention", "logits",
-    ):  # fmt: skip
-        setattr(WrongBackend, operation, with_fault(getattr(NumPyBackend, operation)))
-    backend = (mutant.backend(WrongBackend) if mutant.backend else WrongBackend)(dtype)
-    backend.name = f"the reference, mutant: {mutant.name}"
-    return backend
+__all__ = ["MUTANTS", "NO_FAULT", "Mutant", "mutate"]
 
 
 # -- wrong parameters: faults of loaders
@@ -362,12 +247,13 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("biases left out", "linear layers add no bias", ("linear-layers", "recurrent-blocks"),
            {"linear": lambda p, x: x @ p["weight"]}, clause="LIN-1"),
     Mutant("growing state", "the state takes more bytes the longer the text was",
-           ("state-size",), model=bookkeeping.returns(bookkeeping.GrowingState), clause="STATE-4"),
+           ("state-size",), model=wrong_states.returns(wrong_states.GrowingState),
+           clause="STATE-4"),
     Mutant("lossy state files", "states are saved in half precision",
-           ("saved-states-continue",), model=bookkeeping.returns(bookkeeping.LossyState),
+           ("saved-states-continue",), model=wrong_states.returns(wrong_states.LossyState),
            clause="STATE-5"),
     Mutant("rows selected out of order", "select sorts its rows",
-           ("forks-are-independent",), model=bookkeeping.returns(bookkeeping.SortedState),
+           ("forks-are-independent",), model=wrong_states.returns(wrong_states.SortedState),
            clause="STATE-6"),
     Mutant("no positions, new document", "a call without positions does not continue the state",
            ("decoding-continues-a-prompt", "sessions-do-not-mix"), model=bookkeeping.starts_anew,
@@ -382,7 +268,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("caller's position moved", "the position of the caller's state is updated in place",
            ("calls-are-pure",), model=bookkeeping.moves_the_callers_position, clause="CALL-5"),
     Mutant("state shows nothing", "the arrays of the state are missing",
-           ("state-values",), model=bookkeeping.returns(bookkeeping.BareState), clause="STATE-1"),
+           ("state-values",), model=wrong_states.returns(wrong_states.BareState), clause="STATE-1"),
     Mutant("scan in tiles", "the state is lost after every 128 steps",
            ("whole-texts", "recurrent-blocks", "scans"), {"scan": faults.scan_in_tiles(128)},
            clause="RGLRU-9"),

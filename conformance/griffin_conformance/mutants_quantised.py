@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from griffin_conformance import bookkeeping
+from griffin_conformance import bookkeeping, wrong_states
 from griffin_conformance.backends.quantised import GROUP, Matrix, QuantisedNumPy
 from griffin_conformance.faults import (
     ORIGINAL,
@@ -272,9 +272,9 @@ QUANTISED_MUTANTS: tuple[QuantisedMutant, ...] = (
           ("logits of the last column", "the last logits are not those of the last token",
            "last-logits", bookkeeping.last_column),
           ("lossy state files", "states are saved in half precision", "saved-states-continue",
-           bookkeeping.returns(bookkeeping.LossyState)),
+           wrong_states.returns(wrong_states.LossyState)),
           ("rows selected out of order", "select sorts its rows", "forks-are-independent",
-           bookkeeping.returns(bookkeeping.SortedState)),
+           wrong_states.returns(wrong_states.SortedState)),
           ("shared state", "two sessions share one recurrent state", "sessions-do-not-mix",
            bookkeeping.shares_its_state),
           ("anything goes", "states of other models are taken", "foreign-states-are-refused",
