@@ -19,7 +19,7 @@ from griffin_conformance.backends import ADAPTERS, Backend, Unsupported, find_ba
 from griffin_conformance.backends.reference import NumPyBackend
 from griffin_conformance.calibration import calibrate
 from griffin_conformance.certificate import certify, reproduce
-from griffin_conformance.checks import Check, Scope, Verdict, Violation, find_checks
+from griffin_conformance.checks import EXAMPLES, Check, Scope, Verdict, Violation, find_checks
 from griffin_conformance.envelope import FACTOR, Comparison
 from griffin_conformance.layouts import Case, Layout
 from griffin_conformance.mutants import MUTANTS, NO_FAULT, mutate
@@ -65,7 +65,9 @@ def assert_right(name: str, verdict: Verdict, most: float) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_reference_conforms(name):
-    verdict = run_check(named(name), NumPyBackend("float32"), seed_number=SEED)
+    # The default number of examples is what `griffin-np conformance run` draws.
+    examples = EXAMPLES if EXPLORING else 24
+    verdict = run_check(named(name), NumPyBackend("float32"), examples, seed_number=SEED)
     assert_right(name, verdict, 1 if EXPLORING else RIGHT)
 
 

@@ -12,7 +12,15 @@ FEW = 2
 """XLA compiles every shape, so examples cost more here; full runs are `griffin-np conformance run`."""
 
 
-@pytest.mark.parametrize("check", find_checks(), ids=lambda c: c.name)
+CHECKS = [
+    check
+    for check in find_checks(("L0", "L1", "L2", "L3", "L4"))
+    # It reads no nf4; compiled or not takes half a minute, and is one of the full runs.
+    if check.name not in ("nf4-tensors", "compiled-as-written")
+]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.name)
 def test_the_jax_engine_conforms(check):
     """Strata are counted in full runs only, so this is a survey."""
     assert FEW < EXAMPLES
@@ -29,5 +37,4 @@ def test_every_scan_conforms(name, scan):
         check, find_backend(f"jax-{scan}"), 20 if scan == "associative" else 5, survey=True
     )
     assert verdict.status == "passed", verdict.explain()
-    # A parallel prefix multiplies the decays of many steps, so it rounds more often than a loop.
-    assert verdict.ratio <= (1 if scan == "associative" else 0.5)
+    assert verdict.ratio <= 0.5

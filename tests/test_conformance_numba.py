@@ -6,6 +6,7 @@ import pytest
 pytest.importorskip("numba")
 
 from griffin_conformance.backends import find_backend
+from griffin_conformance.backends.cpu import NumbaBackend
 from griffin_conformance.checks import EXAMPLES, find_checks
 from griffin_conformance.runner import run_check
 from griffin_conformance.strategies import POOL
@@ -15,8 +16,22 @@ from griffin_np.params import nest
 SOME = 6
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("check", find_checks(), ids=lambda c: c.name)
+LACKS = {"nf4-tensors", "compiled-as-written"}
+"""It reads no nf4, and has no other way of running a model."""
+
+
+def level_checks(*levels):
+    return [check for check in find_checks(levels) if check.name not in LACKS]
+
+
+CASES = [
+    pytest.param(check, dtype, id=f"{check.name}-{dtype}")
+    for dtype in ("float32", "bfloat16")  # int8 and int4: test_conformance_quantised.py
+    for check in level_checks(*NumbaBackend(dtype).levels)
+]
+
+
+@pytest.mark.parametrize(("check", "dtype"), CASES)
 def test_the_cpu_engine_conforms(check, dtype):
     """Strata are counted in full runs only, so this is a survey."""
     assert SOME < EXAMPLES

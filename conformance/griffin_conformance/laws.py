@@ -162,8 +162,12 @@ def decoding_continues_a_prompt(backend: Backend, case: Case) -> Sequence[Compar
 
     Whether positions are told or not: by default a row goes on from its state.
     """
-    run = execute(model_of(backend, case), case, tell_positions=case.extra[0])
-    return Alone(backend, case).compare(run, case)
+    told = case.extra[0]
+    run = execute(model_of(backend, case), case, tell_positions=told)
+    try:
+        return Alone(backend, case).compare(run, case)
+    except Violation as violation:
+        raise Violation(str(violation), violation.clause if told else "CALL-3") from None
 
 
 @check(
