@@ -52,7 +52,7 @@ def calls_are_pure(backend: Backend, case: Case) -> Sequence[Comparison]:
     return results
 
 
-@check("L2", lambda scope: cases(scope, cut=True), weight=0.05, clauses=("CALL-10",))
+@check("L2", lambda scope: cases(scope, cut=True), weight=0.1, clauses=("CALL-10",))
 def compiled_as_written(backend: Backend, case: Case) -> Sequence[Comparison]:
     """A model gives the same whether it is compiled, traced, or run as it is written."""
     config, flat = case.world.config, case.world.parameters(profile_of(backend))
