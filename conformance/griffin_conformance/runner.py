@@ -32,7 +32,8 @@ FURTHER = 2
 """Failing cases that a likely cause has to explain, besides the smallest."""
 
 COMPILED_SHARE = 0.5
-"""Examples with whole models, for a backend to which every shape is another program."""
+"""Of many examples of models' laws and states, for a backend to which every shape is another
+program."""
 
 MORE = 3
 """How often as many examples are drawn again where a stratum was met too seldom."""
@@ -55,7 +56,7 @@ def run_check(
     check : Check
     backend : Backend
     max_examples : int
-        Half as many of whole models for a backend that compiles every shape.
+        Half as many of laws and states, if they are many, for a backend that compiles every shape.
     seed_number : int
         The same number draws the same examples.
     shrink : bool
@@ -74,8 +75,8 @@ def run_check(
     caps = 30.0 if "no soft cap" in backend.cannot else 0.0
     scope = Scope(backend.fixed_shapes, backend.adapt, caps=caps)
     number = zlib.crc32(check.name.encode()) ^ seed_number
-    compiles = backend.fixed_shapes and check.level not in ("L0", "L1")
-    share = COMPILED_SHARE if compiles else 1.0
+    many = backend.fixed_shapes and check.level in ("L2", "L3") and max_examples >= EXAMPLES
+    share = COMPILED_SHARE if many else 1.0
     examples = max(1, round(max_examples * check.weight * share))
     search = _Search(check, backend, verdict, survey)
     search.run(scope, examples, number, shrink and not survey)
