@@ -1,6 +1,7 @@
 """Run a check over drawn examples until one fails, and make that one small."""
 
 import contextlib
+import re
 import time
 import traceback
 import zlib
@@ -30,6 +31,8 @@ COSTLY = frozenset({"more than 256 tokens", "more than 8 rows"})
 
 FURTHER = 2
 """Failing cases that a likely cause has to explain, besides the smallest."""
+
+SHORT = re.compile(r'File "(?:[^"]*[/\\])?([^"/\\]+[/\\][^"/\\]+)"')
 
 COMPILED_SHARE = 0.5
 """Of many examples of models' laws and states, for a backend to which every shape is another
@@ -317,7 +320,8 @@ def _judge(check: Check, backend: Backend, case: Any, verdict: Verdict | None = 
         return _Finding(str(violation), None, violation.clause, violation.gone)
     except (Exception, SystemExit) as error:
         # Whatever a backend raises on a legal call is a violation.
-        where = traceback.format_exception(error)[-6:]
+        # Of each file its name and folder: reports are shown to others.
+        where = [SHORT.sub(r'File "\1"', line) for line in traceback.format_exception(error)[-6:]]
         return _Finding(f"{type(error).__name__}: {error}\n{''.join(where)}")
     if verdict is not None:
         _note(verdict, comparisons)
