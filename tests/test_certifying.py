@@ -25,8 +25,9 @@ from griffin_conformance.layouts import Case, Layout
 from griffin_conformance.mutants import MUTANTS, mutate
 from griffin_conformance.protocol import EngineFailure
 from griffin_conformance.reports import as_text
-from griffin_conformance.reports.loading import CertificateError, wrong_with
+from griffin_conformance.reports.loading import CertificateError, validator
 from griffin_conformance.runner import run_check
+from griffin_conformance.schemas import wrong_with
 from griffin_conformance.strategies import POOL
 from griffin_conformance.xfails import known_failures, read_xfails
 
@@ -56,7 +57,7 @@ def statuses(found: Certificate) -> dict[str, str]:
 
 
 def schema_fault(found: Certificate) -> str:
-    return wrong_with(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+    return wrong_with(json.loads(json.dumps(found.to_dict(), allow_nan=False)), validator())
 
 
 # -- clauses
@@ -166,7 +167,7 @@ def test_certificates_of_every_kind_pass_the_schema():
     assert told["levels"]["L0"] == {"passed": 1, "failed": 1, "skipped": 1, "xfailed": 1}
     assert told["worst_observed_over_allowed"] == "inf"
     del told["violated"]
-    assert "violated" in wrong_with(told), "the schema lets nothing be left out"
+    assert "violated" in wrong_with(told, validator()), "the schema lets nothing be left out"
 
 
 def test_histograms_count_every_value_that_was_compared(monkeypatch):

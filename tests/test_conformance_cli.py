@@ -15,7 +15,8 @@ from griffin_conformance import certificate as certificates
 from griffin_conformance import command, evolution, mutation, reports
 from griffin_conformance.checks import EFFORTS, find_checks
 from griffin_conformance.clauses import read_clauses
-from griffin_conformance.reports.loading import wrong_with
+from griffin_conformance.reports.loading import validator
+from griffin_conformance.schemas import wrong_with
 from griffin_conformance.strategies import POOL
 from griffin_np.cli import conformance, main
 
@@ -120,7 +121,7 @@ def test_json_on_the_standard_output_is_alone_there(folder):
     code, out, err = run("run", "--check", "gates", "--max-examples", "7", "--json", "-")
     assert code == 0
     told = json.loads(out)
-    assert wrong_with(told) == ""
+    assert wrong_with(told, validator()) == ""
     assert (told["profile"], told["max_examples"]) == ("custom", 7)
     assert "numpy in float32 conforms" in err
 

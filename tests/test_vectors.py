@@ -341,7 +341,7 @@ def test_a_changed_file_is_found_by_its_hash(copy):
         (lambda f: (f / "manifest.json").unlink(), "no manifest.json in"),
         (lambda f: (f / "manifest.json").write_text("{"), "no readable JSON"),
         (lambda f: changed(f, schema="griffin-vectors/2"), "schema 'griffin-vectors/2'"),
-        (lambda f: changed(f, rule=3), "breaks its schema: rule must be of type string"),
+        (lambda f: changed(f, rule=3), "breaks its schema: the manifest.rule: 3 is not of type"),
         (lambda f: changed(f, vectors=[{**VECTORS["hawk/whole"], "world": "x"}]), "of no world"),
         (lambda f: changed(f, vectors=[VECTORS["hawk/whole"]] * 2), "two vectors of one id"),
         (

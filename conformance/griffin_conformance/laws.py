@@ -175,7 +175,7 @@ def decoding_continues_a_prompt(backend: Backend, case: Case) -> Sequence[Compar
     lambda scope: cases(scope, cut=True),
     strata=("crosses the window", "call of 1 token", "call of 2 tokens", "call of 3 tokens"),
     weight=2,
-    clauses=("CALL-1", "CONV-2"),
+    clauses=("CALL-1", "CONV-2", "ATTN-7"),
     parts={"attention": "ATTN-7", "recurrence": "CALL-1", "convolution": "CONV-2"},
 )
 def any_chunking(backend: Backend, case: Case) -> Sequence[Comparison]:

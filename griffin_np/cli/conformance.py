@@ -109,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    for package in ("hypothesis", "mpmath"):
+    for package in ("hypothesis", "mpmath", "jsonschema"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "conformance")
     from griffin_conformance.command import ACTIONS

@@ -1,7 +1,7 @@
 """What a message may look like, and tensors as text.
 
 ``schema.json`` has the rules, for people and for other languages' validators; :func:`check` holds
-messages against the same file, with what JSON Schema it uses and nothing more.
+messages against the same file.
 """
 
 import base64
@@ -9,13 +9,13 @@ import binascii
 import functools
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from griffin_conformance.schemas import Draft202012Validator, shortened, wrong_with
 from griffin_np.checkpoints.files import SafetensorsFile
 from griffin_np.errors import CheckpointError
 
@@ -43,18 +43,7 @@ INLINE = 8 << 20
 
 
 class MessageError(ValueError):
-    """A message that breaks the rules; says where and how, in one line.
-
-    Parameters
-    ----------
-    message : str
-    depth : int
-        How deep inside the message that is.
-    """
-
-    def __init__(self, message: str, depth: int = 0):
-        super().__init__(message)
-        self.depth = depth
+    """A message that breaks the rules; says where and how, in one line."""
 
 
 Tensor = dict[str, Any]
@@ -74,6 +63,17 @@ CAPABILITIES: tuple[str, ...] = tuple(
 """Methods that an engine may have."""
 
 
+@functools.cache
+def validator(rule: str, method: str | None = None) -> Draft202012Validator:
+    """Of one of the definitions; of the requests, the one for a method, whose errors say more."""
+    chosen = rules()[rule]
+    if method is not None:
+        for choice in chosen["anyOf"]:
+            if choice["properties"]["method"]["const"] == method:
+                chosen = choice
+    return Draft202012Validator({**chosen, "$defs": rules()})
+
+
 def check(value: Any, rule: str, where: str = "") -> None:
     """Hold a JSON value against one of the definitions of ``schema.json``.
 
@@ -88,111 +88,12 @@ def check(value: Any, rule: str, where: str = "") -> None:
     Raises
     ------
     MessageError
-        Naming the first part of the message that is wrong.
+        Naming a part of the message that is wrong.
     """
-    chosen = rules()[rule]
-    if rule == "request" and isinstance(value, dict):
-        # Only one of the alternatives can hold, and its own error says more than the others'.
-        for choice in chosen["anyOf"]:
-            if choice["properties"]["method"]["const"] == value.get("method"):
-                chosen = choice
-    _hold(value, chosen, where or rule)
-
-
-def _hold(value: Any, rule: Mapping[str, Any], where: str) -> None:
-    """The keywords that ``schema.json`` uses; a rule with another one is a mistake of ours."""
-    for keyword, expected in rule.items():
-        match keyword:
-            case "$ref":
-                _hold(value, rules()[expected.removeprefix("#/$defs/")], where)
-            case "type":
-                _need(value, _is(value, expected), where, _NAMES[expected])
-            case "const":
-                same = type(value) is type(expected) and value == expected
-                _need(value, same, where, json.dumps(expected))
-            case "enum":
-                _need(value, isinstance(value, str) and value in expected, where, _list(expected))
-            case "minimum":
-                wrong = _is(value, "number") and value < expected
-                _need(value, not wrong, where, f"at least {expected}")
-            case "maximum":
-                wrong = _is(value, "number") and value > expected
-                _need(value, not wrong, where, f"at most {expected}")
-            case "minLength":
-                wrong = isinstance(value, str) and len(value) < expected
-                _need(value, not wrong, where, "text that is not empty")
-            case "minItems":
-                wrong = isinstance(value, list) and len(value) < expected
-                _need(value, not wrong, where, f"at least {expected} item(s)")
-            case "items" if isinstance(value, list):
-                for i, item in enumerate(value):
-                    _hold(item, expected, f"{where}[{i}]")
-            case "required" if isinstance(value, dict):
-                for name in expected:
-                    if name not in value:
-                        raise MessageError(f"{where} has no {name!r}", _depth(where))
-            case "properties" if isinstance(value, dict):
-                for name, inner in expected.items():
-                    if name in value:
-                        _hold(value[name], inner, f"{where}.{name}")
-            case "additionalProperties" if isinstance(value, dict):
-                for name, item in value.items():
-                    _hold(item, expected, f"{where}.{name}")
-            case "anyOf":
-                _any_of(value, expected, where)
-            case "items" | "required" | "properties" | "additionalProperties" | "description":
-                pass
-            case _:
-                raise NotImplementedError(f"schema.json uses {keyword!r}, which is not known here")
-
-
-def _any_of(value: Any, choices: list, where: str) -> None:
-    errors: list[MessageError] = []
-    for choice in choices:
-        try:
-            return _hold(value, choice, where)
-        except MessageError as error:
-            errors.append(error)
-    # The error that is deepest inside the message belongs to the choice that was meant.
-    raise max(errors, key=lambda error: error.depth)
-
-
-def _depth(where: str) -> int:
-    return where.count(".") + where.count("[")
-
-
-_NAMES = {
-    "object": "an object", "array": "an array", "string": "text", "integer": "an integer",
-    "number": "a number", "boolean": "true or false", "null": "null",
-}  # fmt: skip
-
-
-def _is(value: Any, kind: str) -> bool:
-    if isinstance(value, bool):
-        return kind == "boolean"
-    if kind == "integer" and isinstance(value, float):
-        return value.is_integer()  # as JSON Schema has it
-    kinds: dict[str, Any] = {
-        "object": dict, "array": list, "string": str, "integer": int, "number": (int, float),
-        "boolean": bool, "null": type(None),
-    }  # fmt: skip
-    return isinstance(value, kinds[kind])
-
-
-def _need(value: Any, right: bool, where: str, expected: str) -> None:
-    if not right:
-        found = shortened(json.dumps(value))
-        raise MessageError(f"{where} is {found}, expected {expected}", _depth(where))
-
-
-def _list(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
-
-
-def shortened(text: str, length: int = 120) -> str:
-    """Text that fits into a line of an error."""
-    text = text.replace("\n", "\\n")
-    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
+    method = value.get("method") if rule == "request" and isinstance(value, dict) else None
+    known = validator(rule, method if isinstance(method, str) else None)
+    if fault := wrong_with(value, known, where or rule):
+        raise MessageError(fault)
 
 
 def decode(line: bytes) -> Any:

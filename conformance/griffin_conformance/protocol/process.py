@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from griffin_conformance.checks import Violation
-from griffin_conformance.protocol.messages import shortened
+from griffin_conformance.schemas import shortened
 
 __all__ = ["LONGEST_LINE", "WATCH", "EngineFailure", "Process", "new_folder"]
 

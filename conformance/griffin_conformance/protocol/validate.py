@@ -16,7 +16,8 @@ from griffin_conformance.backends import Unsupported
 from griffin_conformance.backends.reference import NumPyBackend
 from griffin_conformance.protocol.client import CommandBackend
 from griffin_conformance.protocol.engine import EngineFailure
-from griffin_conformance.protocol.messages import CAPABILITIES, as_tensor, shortened
+from griffin_conformance.protocol.messages import CAPABILITIES, as_tensor
+from griffin_conformance.schemas import shortened
 from griffin_conformance.worlds import World
 from griffin_np.config import GriffinConfig
 

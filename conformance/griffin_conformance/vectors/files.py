@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from griffin_conformance.reports.loading import wrong_with
+from griffin_conformance.schemas import Draft202012Validator, wrong_with
 from griffin_np.checkpoints.files import SafetensorsFile, replacing, write_safetensors
 from griffin_np.errors import CheckpointError, GriffinError
 
@@ -150,7 +150,7 @@ def read_manifest(folder: str | os.PathLike) -> dict:
     if found != SCHEMA:
         raise VectorsError(f"{path} has schema {found!r}, expected {SCHEMA!r}: export it again")
     schema = json.loads((HERE / "manifest.schema.json").read_text(encoding="utf-8"))
-    fault = wrong_with(manifest, schema)
+    fault = wrong_with(manifest, Draft202012Validator(schema), "the manifest")
     if fault:
         raise VectorsError(f"{path} breaks its schema: {fault}")
     return manifest
