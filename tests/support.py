@@ -92,3 +92,18 @@ def random_model(config: GriffinConfig, seed: int = 0, dtype="float32") -> NumPy
 def tokens_for(config: GriffinConfig, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """Random token ids."""
     return np.random.default_rng(seed).integers(0, config.vocab_size, shape)
+
+
+def known_cases(adapters, known: bool) -> list:
+    """Adapters with the checks that each is, or is not, known to fail, as parameters of a test."""
+    import pytest
+
+    from griffin_conformance.checks import find_checks
+    from griffin_conformance.xfails import known_failures
+
+    return [
+        pytest.param(adapter, check, id=f"{adapter}-{check.name}")
+        for adapter in adapters
+        for check in find_checks()
+        if (check.name in known_failures(adapter)) == known
+    ]

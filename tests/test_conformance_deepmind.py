@@ -1,23 +1,18 @@
 """The suite on DeepMind's JAX and PyTorch packages: what they fail is what is written down.
 
 Every known failure is looked for until it is found, without making it small. What is not written
-down has to hold in a few examples. Reproducers run as whoever maintains the packages would run
-them.
+down has to hold in a few examples.
 """
 
-import subprocess
-import sys
-from importlib.resources import files
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support import known_cases
 
 from griffin_conformance.backends import ADAPTERS, MissingPackageError, find_backend
 from griffin_conformance.backends.deepmind import DeepMindBackend, turn_channels
 from griffin_conformance.checks import find_checks
-from griffin_conformance.clauses import read_clauses
 from griffin_conformance.runner import run_check
 from griffin_conformance.strategies import POOL
 from griffin_conformance.xfails import known_failures
@@ -34,10 +29,6 @@ FEW = {"deepmind-jax": 2, "deepmind-torch": 4}
 SLOW = frozenset({"long-scans", "scans", "states-evolve"})
 """Checks of which one example has to do."""
 
-FOLDER = Path(str(files("griffin_conformance"))) / "reproducers" / "deepmind"
-REPRODUCERS = sorted(FOLDER.glob("*.py"))
-ALL = pytest.mark.parametrize("path", REPRODUCERS, ids=lambda path: path.stem)
-
 
 def missing(package: str) -> str:
     """What is not installed of what a package needs, or nothing."""
@@ -50,17 +41,7 @@ def need(package: str) -> None:
         pytest.skip(f"{missing(package)} is not installed")
 
 
-def cases(known: bool):
-    """Adapters with the checks that each is, or is not, known to fail."""
-    return [
-        pytest.param(adapter, check, id=f"{adapter}-{check.name}")
-        for adapter in NAMES
-        for check in find_checks()
-        if (check.name in known_failures(adapter)) == known
-    ]
-
-
-@pytest.mark.parametrize(("adapter", "check"), cases(known=True))
+@pytest.mark.parametrize(("adapter", "check"), known_cases(NAMES, known=True))
 def test_what_is_written_down_fails(adapter, check):
     need(adapter.removeprefix("deepmind-"))
     verdict = run_check(check, find_backend(adapter), shrink=False)
@@ -68,7 +49,7 @@ def test_what_is_written_down_fails(adapter, check):
     assert "deepmind" not in verdict.reason.splitlines()[-1], "the adapter is to blame"
 
 
-@pytest.mark.parametrize(("adapter", "check"), cases(known=False))
+@pytest.mark.parametrize(("adapter", "check"), known_cases(NAMES, known=False))
 def test_nothing_else_fails(adapter, check):
     need(adapter.removeprefix("deepmind-"))
     few = 1 if check.name in SLOW else FEW[adapter]
@@ -127,42 +108,3 @@ def test_any_number_of_channels_is_turned_by_a_function_that_turns_half(channels
 
     found = turn_channels(turn, x, turned)
     assert np.array_equal(found, x * np.where(np.arange(channels) < turned, -1, 1))
-
-
-# -- reproducers
-
-
-@ALL
-def test_a_reproducer_shows_its_divergence(path):
-    """It ends with 1, having run: an error that is not caught would end with 1 too."""
-    need(path.stem.rpartition("_")[2])
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", path], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 1, f"{path.name} finds the package right:\n{done.stdout}"
-    assert "Traceback" not in done.stderr
-    assert done.stdout or done.stderr
-
-
-@ALL
-def test_a_reproducer_is_short_and_stands_alone(path):
-    text = path.read_text(encoding="utf-8")
-    first, *_ = lines = text.splitlines()
-    assert len(lines) <= 20
-    assert "griffin_" not in text
-    clauses = first.removeprefix("# ").partition(":")[0].split(", ")
-    assert set(clauses) <= set(read_clauses()), "the first line names the clauses it is about"
-    about = [line for line in lines if line.startswith("#")]
-    assert ".py:" in " ".join(about), "and where the package has it"
-
-
-def test_the_named_divergences_have_a_reproducer():
-    named = {
-        "left_padding": 2,
-        "short_last_document": 1,
-        "chunked_prefill": 2,
-        "changes_its_input_torch": 1,
-        "batches_never_end": 1,
-    }
-    for part, count in named.items():
-        assert sum(part in path.stem for path in REPRODUCERS) == count, part

@@ -5,17 +5,14 @@ down has to hold in a few examples. That the reasons given are the reasons is se
 out: then the rest passes.
 """
 
-import subprocess
 import sys
-from importlib.resources import files
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
+from support import known_cases
 
 from griffin_conformance.backends import find_backend
 from griffin_conformance.checks import find_checks
-from griffin_conformance.clauses import read_clauses
 from griffin_conformance.runner import run_check
 from griffin_conformance.xfails import known_failures
 
@@ -26,8 +23,6 @@ installed = pytest.mark.skipif(
 )
 
 ADAPTERS = ("mlx-lm", "mlx-lm-w1", "mlx-lm-bfloat16")
-FOLDER = Path(str(files("griffin_conformance"))) / "reproducers" / "mlx-lm"
-REPRODUCERS = sorted(FOLDER.glob("*.py"))
 SLOW = frozenset({"long-scans", "states-evolve"})
 """Checks of which one example has to do."""
 
@@ -44,18 +39,8 @@ TELLING = {
 """Clauses that failures are put down to."""
 
 
-def cases(known: bool):
-    """Adapters with the checks that each is, or is not, known to fail."""
-    return [
-        pytest.param(adapter, check, id=f"{adapter}-{check.name}")
-        for adapter in ADAPTERS
-        for check in find_checks()
-        if (check.name in known_failures(adapter)) == known
-    ]
-
-
 @installed
-@pytest.mark.parametrize(("adapter", "check"), cases(known=True))
+@pytest.mark.parametrize(("adapter", "check"), known_cases(ADAPTERS, known=True))
 def test_what_is_written_down_fails(adapter, check):
     # A survey looks for no causes, which takes minutes where an example has 20,000 tokens.
     once = {"max_examples": 6, "survey": True} if check.name == "long-scans" else {}
@@ -66,7 +51,7 @@ def test_what_is_written_down_fails(adapter, check):
 
 
 @installed
-@pytest.mark.parametrize(("adapter", "check"), cases(known=False))
+@pytest.mark.parametrize(("adapter", "check"), known_cases(ADAPTERS, known=False))
 def test_nothing_else_fails(adapter, check):
     few = 1 if check.name in SLOW else 4
     verdict = run_check(check, find_backend(adapter), few, shrink=False)
@@ -117,26 +102,6 @@ def test_what_is_written_down_exists_and_says_why(adapter):
     known = known_failures(adapter)
     assert known and all(known.values())
     assert set(known) <= {check.name for check in find_checks()}
-
-
-@installed
-@pytest.mark.parametrize("path", REPRODUCERS, ids=lambda path: path.stem)
-def test_a_reproducer_shows_its_divergence(path):
-    """It ends with 1, having run: an error that is not caught would end with 1 too."""
-    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1, f"{path.name} finds mlx-lm right:\n{done.stdout}"
-    assert "Traceback" not in done.stderr
-    assert done.stdout or done.stderr
-
-
-@pytest.mark.parametrize("path", REPRODUCERS, ids=lambda path: path.stem)
-def test_a_reproducer_is_short_and_stands_alone(path):
-    text = path.read_text(encoding="utf-8")
-    first, *_ = lines = text.splitlines()
-    assert len(lines) <= 20
-    assert "griffin" not in text.lower()
-    clauses = first.removeprefix("# ").partition(":")[0].split(", ")
-    assert set(clauses) <= set(read_clauses())
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
