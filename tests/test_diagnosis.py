@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from griffin_conformance.mutants import MUTANTS, mutate
 from griffin_conformance.mutation import hunt
 from griffin_conformance.operations import OperationCase
 from griffin_conformance.readings import READINGS, RIGHT, Reading
+from griffin_conformance.reports import as_text
 from griffin_conformance.rounding import FLOAT32
 from griffin_conformance.runner import run_check
 from griffin_conformance.strategies import cases
@@ -455,3 +457,14 @@ def test_certificates_share_suspects():
                           shrink=False)  # fmt: skip
     assert [v.violated for v in certificate.verdicts] == [("RGLRU-6",), ("RGLRU-6",)]
     assert certificate.violated[0] == "RGLRU-6"
+
+
+def test_the_readme_shows_what_a_failure_prints():
+    text = (Path(__file__).parent.parent / "conformance" / "README.md").read_text(encoding="utf-8")
+    shown = text.partition("```text\n")[2].partition("```")[0]
+    (mutant,) = (m for m in MUTANTS if m.name == "gates transposed")
+    printed = as_text(certify(mutate(mutant), names=["recurrent-blocks"]))
+    for line in shown.splitlines():
+        # Sizes may differ by rounding from machine to machine.
+        told = "x the allowed difference at entry 7" if " x " in line else line.partition("...")[0]
+        assert told in printed, line

@@ -1,4 +1,5 @@
-# ROPE-4: rotary angles are computed in float32, and drift with the position; MLX's fast.rope
+# ROPE-4: rotary angles are computed in float32, and drift with the position; MLX's fast.rope, which
+# models/recurrent_gemma.py:239-242 makes
 import math
 import sys
 
