@@ -16,7 +16,7 @@ from griffin_conformance import (
     checkpoints,
     continuations,
     damage,
-    misreadings,
+    loader_readings,
     nf4,
     stopping,
     tokenizers,
@@ -25,13 +25,13 @@ from griffin_conformance.backends import Backend
 from griffin_conformance.backends.reference import NumPyBackend, Vocabulary
 from griffin_conformance.checkpoint_files import FolderCase, Form, Spelling, stored
 from griffin_conformance.checks import CHECKS, Scope
-from griffin_conformance.misreadings import MISREADINGS, misreading_of
+from griffin_conformance.loader_readings import MISREADINGS, misreading_of
 from griffin_conformance.mutants import NO_FAULT, mutate
-from griffin_conformance.mutants_checkpoints import MUTANTS
+from griffin_conformance.mutants.loaders import right_nf4
+from griffin_conformance.mutants.of_checkpoints import MUTANTS
 from griffin_conformance.rounding import FLOAT32
 from griffin_conformance.runner import run_check
 from griffin_conformance.strategies import POOL
-from griffin_conformance.wrong_loaders import right_nf4
 from griffin_np.params import parameter_shapes
 
 MODULES = (checkpoints, damage, nf4, stopping, tokenizers)
@@ -151,7 +151,7 @@ def test_misreadings_are_far_from_the_truth_and_told_apart(mistake):
     seen = 0
     for world in (*checkpoints.SQUARE, checkpoints.DEEP[0]):
         case = FolderCase(world)
-        wrong = misreadings.logits_of(case, FLOAT32, mistake)
+        wrong = loader_readings.logits_of(case, FLOAT32, mistake)
         if wrong is None:
             continue
         truth = checkpoints.truth_of(case, FLOAT32)

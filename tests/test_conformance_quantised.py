@@ -12,7 +12,11 @@ from griffin_conformance.calibration import PROGRAMS, Nearest, distances
 from griffin_conformance.certificate import certify
 from griffin_conformance.checks import find_checks
 from griffin_conformance.envelope import FACTOR, Envelope
-from griffin_conformance.mutants_quantised import QUANTISED_MUTANTS, mutate_quantised, right_model
+from griffin_conformance.mutants.of_quantised import (
+    QUANTISED_MUTANTS,
+    mutate_quantised,
+    right_model,
+)
 from griffin_conformance.oracle import linear
 from griffin_conformance.quantisation import (
     ActivationRounding,

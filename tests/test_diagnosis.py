@@ -18,7 +18,7 @@ from griffin_conformance.envelope import Comparison
 from griffin_conformance.isolation import PROBES, broken_parts, isolates
 from griffin_conformance.layouts import Case, Layout
 from griffin_conformance.mutants import MUTANTS, mutate
-from griffin_conformance.mutation import hunt
+from griffin_conformance.mutants.hunting import hunt
 from griffin_conformance.operations import OperationCase
 from griffin_conformance.readings import READINGS, RIGHT, Reading
 from griffin_conformance.reports import as_text

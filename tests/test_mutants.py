@@ -6,8 +6,8 @@ import pytest
 
 from griffin_conformance.checks import find_checks
 from griffin_conformance.clauses import read_clauses
-from griffin_conformance.mutants_quantised import QuantisedMutant
-from griffin_conformance.mutation import EVERY, hunt, wrong_backend
+from griffin_conformance.mutants.hunting import EVERY, hunt, wrong_backend
+from griffin_conformance.mutants.of_quantised import QuantisedMutant
 from griffin_conformance.runner import run_check
 
 EXPLORING = os.environ.get("HYPOTHESIS_PROFILE") == "explore"

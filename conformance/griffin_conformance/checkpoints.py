@@ -20,7 +20,7 @@ from griffin_conformance.checkpoint_files import (
 )
 from griffin_conformance.checks import Scope, Violation, check
 from griffin_conformance.envelope import Comparison, Envelope
-from griffin_conformance.misreadings import misreading_of
+from griffin_conformance.loader_readings import misreading_of
 from griffin_conformance.rounding import Profile
 from griffin_conformance.strategies import adapted, configurations, pattern, seeds
 from griffin_conformance.worlds import World

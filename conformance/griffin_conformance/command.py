@@ -266,7 +266,7 @@ def print_histogram(found: list[dict]) -> None:
 
 def show_mutants(args: Namespace) -> int:
     """Hunt wrong backends."""
-    from griffin_conformance.mutation import EVERY, hunt_all
+    from griffin_conformance.mutants.hunting import EVERY, hunt_all
 
     chosen = [m for m in EVERY if not args.name or m.name in args.name]
     if unknown := sorted(set(args.name) - {m.name for m in EVERY}):

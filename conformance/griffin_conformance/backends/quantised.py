@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from griffin_conformance.backends.reference import NumPyBackend
-from griffin_conformance.faults import in_place
+from griffin_conformance.mutants.functions import in_place
 from griffin_conformance.quantisation import (
     ActivationRounding,
     Quantisation,

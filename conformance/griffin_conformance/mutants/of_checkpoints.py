@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from griffin_conformance import wrong_loaders as loaders
-from griffin_conformance.mutants import Mutant
+from griffin_conformance.mutants import loaders
+from griffin_conformance.mutants.mutant import Mutant
 
 __all__ = ["MUTANTS"]
 

@@ -1,4 +1,4 @@
-"""Wrong loaders, of checkpoints and of nf4: :mod:`griffin_conformance.mutants_checkpoints`.
+"""Wrong loaders, of checkpoints and of nf4: :mod:`griffin_conformance.mutants.of_checkpoints`.
 
 A loader that misreads a folder does what a right one does with a folder that says so. Those here
 read the folder, change what they have read, and hand that on; where they cannot read it, the right

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from griffin_conformance.faults import attention_variant, in_place, rg_lru_variant
+from griffin_conformance.mutants.functions import attention_variant, in_place, rg_lru_variant
 from griffin_np import base
 from griffin_np.errors import StateError
 from griffin_np.state import State

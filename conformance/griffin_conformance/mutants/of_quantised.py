@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from griffin_conformance import bookkeeping, wrong_states
 from griffin_conformance.backends.quantised import GROUP, Matrix, QuantisedNumPy
-from griffin_conformance.faults import (
+from griffin_conformance.mutants import bookkeeping, states
+from griffin_conformance.mutants.functions import (
     ORIGINAL,
     attention_variant,
     conv_variant,
@@ -17,7 +17,7 @@ from griffin_conformance.faults import (
     short_ring,
     to_bfloat16,
 )
-from griffin_conformance.mutants import Mutant
+from griffin_conformance.mutants.mutant import Mutant
 
 __all__ = ["QUANTISED_MUTANTS", "QuantisedMutant", "mutate_quantised", "right_model"]
 
@@ -272,9 +272,9 @@ QUANTISED_MUTANTS: tuple[QuantisedMutant, ...] = (
           ("logits of the last column", "the last logits are not those of the last token",
            "last-logits", bookkeeping.last_column),
           ("lossy state files", "states are saved in half precision", "saved-states-continue",
-           wrong_states.returns(wrong_states.LossyState)),
+           states.returns(states.LossyState)),
           ("rows selected out of order", "select sorts its rows", "forks-are-independent",
-           wrong_states.returns(wrong_states.SortedState)),
+           states.returns(states.SortedState)),
           ("shared state", "two sessions share one recurrent state", "sessions-do-not-mix",
            bookkeeping.shares_its_state),
           ("anything goes", "states of other models are taken", "foreign-states-are-refused",

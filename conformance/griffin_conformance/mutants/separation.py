@@ -1,4 +1,4 @@
-"""How far right and wrong are apart: ``python -m griffin_conformance.separation``.
+"""How far right and wrong are apart: ``python -m griffin_conformance.mutants.separation``.
 
 Runs every mutant on all examples of the checks that point at its fault, and prints the table of
 ``conformance/MUTANTS.md``; with the certificates of right backends, how far apart they are.
@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 from griffin_conformance.backends import Backend
 from griffin_conformance.checks import EXAMPLES, find_checks
-from griffin_conformance.mutants import Mutant, mutate
-from griffin_conformance.mutants_quantised import QuantisedMutant
-from griffin_conformance.mutation import EVERY, wrong_backend
+from griffin_conformance.mutants.hunting import EVERY, wrong_backend
+from griffin_conformance.mutants.mutant import Mutant, mutate
+from griffin_conformance.mutants.of_quantised import QuantisedMutant
 from griffin_conformance.reports import load_certificate
 from griffin_conformance.runner import run_check
 

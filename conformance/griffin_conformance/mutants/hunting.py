@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from griffin_conformance.backends import Backend
 from griffin_conformance.certificate import Certificate, certify
 from griffin_conformance.checks import EFFORTS
-from griffin_conformance.mutants import MUTANTS, Mutant, mutate
-from griffin_conformance.mutants_checkpoints import MUTANTS as OF_CHECKPOINTS
-from griffin_conformance.mutants_quantised import (
+from griffin_conformance.mutants.mutant import Mutant, mutate
+from griffin_conformance.mutants.of_checkpoints import MUTANTS as OF_CHECKPOINTS
+from griffin_conformance.mutants.of_models import MUTANTS
+from griffin_conformance.mutants.of_quantised import (
     QUANTISED_MUTANTS,
     QuantisedMutant,
     mutate_quantised,

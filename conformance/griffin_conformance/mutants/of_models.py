@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from griffin_conformance import bookkeeping, faults, wrong_states
-from griffin_conformance.faults import (
+from griffin_conformance.mutants import bookkeeping, states
+from griffin_conformance.mutants import functions as faults
+from griffin_conformance.mutants.functions import (
     ORIGINAL,
     attention_variant,
     conv_variant,
@@ -20,9 +21,9 @@ from griffin_conformance.faults import (
     scan_in,
     to_bfloat16,
 )
-from griffin_conformance.mutating import NO_FAULT, Mutant, mutate
+from griffin_conformance.mutants.mutant import Mutant
 
-__all__ = ["MUTANTS", "NO_FAULT", "Mutant", "mutate"]
+__all__ = ["MUTANTS"]
 
 
 # -- wrong parameters: faults of loaders
@@ -247,13 +248,13 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("biases left out", "linear layers add no bias", ("linear-layers", "recurrent-blocks"),
            {"linear": lambda p, x: x @ p["weight"]}, clause="LIN-1"),
     Mutant("growing state", "the state takes more bytes the longer the text was",
-           ("state-size",), model=wrong_states.returns(wrong_states.GrowingState),
+           ("state-size",), model=states.returns(states.GrowingState),
            clause="STATE-4"),
     Mutant("lossy state files", "states are saved in half precision",
-           ("saved-states-continue",), model=wrong_states.returns(wrong_states.LossyState),
+           ("saved-states-continue",), model=states.returns(states.LossyState),
            clause="STATE-5"),
     Mutant("rows selected out of order", "select sorts its rows",
-           ("forks-are-independent",), model=wrong_states.returns(wrong_states.SortedState),
+           ("forks-are-independent",), model=states.returns(states.SortedState),
            clause="STATE-6"),
     Mutant("no positions, new document", "a call without positions does not continue the state",
            ("decoding-continues-a-prompt", "sessions-do-not-mix"), model=bookkeeping.starts_anew,
@@ -268,7 +269,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("caller's position moved", "the position of the caller's state is updated in place",
            ("calls-are-pure",), model=bookkeeping.moves_the_callers_position, clause="CALL-5"),
     Mutant("state shows nothing", "the arrays of the state are missing",
-           ("state-values",), model=wrong_states.returns(wrong_states.BareState), clause="STATE-1"),
+           ("state-values",), model=states.returns(states.BareState), clause="STATE-1"),
     Mutant("scan in tiles", "the state is lost after every 128 steps",
            ("whole-texts", "recurrent-blocks", "scans"), {"scan": faults.scan_in_tiles(128)},
            clause="RGLRU-9"),

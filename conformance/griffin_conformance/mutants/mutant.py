@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 import griffin_np
-from griffin_conformance import faults
 from griffin_conformance.backends.reference import NumPyBackend
-from griffin_conformance.faults import ORIGINAL, in_place
+from griffin_conformance.mutants import functions as faults
+from griffin_conformance.mutants.functions import ORIGINAL, in_place
 from griffin_np import model
 from griffin_np.params import flatten
 
