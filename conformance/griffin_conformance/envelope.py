@@ -93,6 +93,8 @@ class Comparison:
         Single values by their error in ULP, in the classes of :data:`EDGES`.
     series : Series, optional
         Where it is wrong: how that came about.
+    clause : str
+        The clause that is violated if it is wrong, where the check knows.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Comparison:
     compared: bool = True
     counts: tuple[int, ...] = ()
     series: Series | None = None
+    clause: str = ""
 
     @property
     def passed(self) -> bool:

@@ -329,7 +329,7 @@ def _judge(check: Check, backend: Backend, case: Any, verdict: Verdict | None = 
     worst = max(comparisons, key=lambda c: c.ratio, default=None)
     # The first thing that is wrong explains more than the worst: later ones follow from it.
     wrong = next((c for c in comparisons if not c.passed), None)
-    return _Finding(str(wrong) if wrong else "", worst)
+    return _Finding(str(wrong), worst, wrong.clause) if wrong else _Finding("", worst)
 
 
 def _note(verdict: Verdict, comparisons: Sequence[Comparison]) -> None:
