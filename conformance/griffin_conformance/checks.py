@@ -213,6 +213,8 @@ class Verdict:
         What the backend does not show, and the check therefore did not look at.
     violated : tuple of str
         Clauses that are violated, where that is known better than from the check.
+    by_part : bool
+        They are those of parts of a model that break a law by themselves.
     cause : str
         What the backend does instead, if a known misunderstanding explains the failure.
     expected : str
@@ -233,6 +235,7 @@ class Verdict:
     inconclusive: bool = False
     not_compared: set[str] = field(default_factory=set)
     violated: tuple[str, ...] = ()
+    by_part: bool = False
     cause: str = ""
     expected: str = ""
     ulps: dict[str, Ulps] = field(default_factory=dict)

@@ -217,7 +217,9 @@ def in_order_of_suspicion(verdicts: Sequence["Verdict"]) -> list[str]:
         check = verdict.check
         relies = RELIES.get(check.name, TRUE if check.level in ("L4", "L5") else ())
         unsure = bool(broken_levels & set(relies) or broken & set(relies) - {check.name})
-        share = UNSURE if unsure else 1.0
+        # What a failure itself names needs nothing else to be right.
+        direct = bool(verdict.violated) and not verdict.by_part
+        share = UNSURE if unsure and not direct else 1.0
         total += share * verdict.failed
         suspects = verdict.suspects or check.clauses
         for place, clause in enumerate(suspects if verdict.failed else check.clauses):
@@ -226,7 +228,7 @@ def in_order_of_suspicion(verdicts: Sequence["Verdict"]) -> list[str]:
             if not verdict.failed:
                 passed[clause] += weight
                 continue
-            if verdict.violated and check.parts:
+            if verdict.by_part:
                 weight = PART
             failed[clause] += share * weight
             if verdict.cause:

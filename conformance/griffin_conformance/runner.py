@@ -102,6 +102,7 @@ def run_check(
                 verdict.cause, verdict.violated = cause.says, cause.clauses
         if not (survey or search.lost or verdict.violated or suspects):
             verdict.violated = _violated_parts(check, backend, scope, number)
+            verdict.by_part = bool(verdict.violated)
             # What levels 4 and 5 draw is costly, and tells what is wrong by itself.
             if not verdict.violated and check.level in ("L2", "L3"):
                 verdict.violated = _violated_feature(check, backend, scope, number)

@@ -157,7 +157,9 @@ class World:
                 where = times + slots - tokens if part == "conv" else (start + times) % slots
                 entries = array[where]
                 if np.delete(array, where, axis=0).any():
-                    results.append(Comparison(f"{name} outside the document", np.inf, 0))
+                    clause = "CONV-4" if part == "conv" else "STATE-2"
+                    rest = Comparison(f"{name} outside the document", np.inf, 0, clause=clause)
+                    results.append(rest)
             envelope = history[name].rows(times)
             label = f"{name} after {tokens} tokens of document {document}"
             if expected is None:
