@@ -53,7 +53,8 @@ class Alone:
                 start += n
             padding = np.delete(run.logits[i], where, axis=0)
             if np.any(padding != 0):
-                results.append(Comparison(f"logits of padding in row {i}", np.inf, 0))
+                name = f"logits of padding in row {i}"
+                results.append(Comparison(name, np.inf, 0, clause="PAD-4"))
             if not has_arrays(run.state):
                 results.append(Comparison("the state's arrays", 0.0, 0, compared=False))
             elif not row:
@@ -76,6 +77,7 @@ class Alone:
                     document,
                     n,
                     row_of(self.run(document, n).state, 0),
+                    padded=case.layout.is_padded(i),
                 )
         return results
 

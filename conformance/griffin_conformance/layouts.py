@@ -49,6 +49,10 @@ class Layout:
         """Columns."""
         return max(n + len(p) for n, p in zip(self.lengths, self.pads, strict=True))
 
+    def is_padded(self, row: int) -> bool:
+        """Whether a row has columns without a token."""
+        return self.lengths[row] < self.width
+
     def columns(self, row: int) -> NDArray:
         """Column of each token of a row."""
         n = self.lengths[row]

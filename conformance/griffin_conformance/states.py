@@ -57,7 +57,10 @@ def state_values(backend: Backend, case: Case) -> Sequence[Comparison]:
             raise Violation(
                 f"position of row {i} is {run.state.position[i]}, expected {n}", "STATE-3"
             )
-        results += case.world.compare_state(profile_of(backend), row_of(run.state, i), document, n)
+        padded = case.layout.is_padded(i)
+        results += case.world.compare_state(
+            profile_of(backend), row_of(run.state, i), document, n, padded=padded
+        )
     return results
 
 

@@ -112,7 +112,7 @@ class World:
 
     def compare_state(
         self, profile: Profile, arrays: dict[str, NDArray], document: int, tokens: int,
-        expected: dict[str, NDArray] | None = None, start: int = 0,
+        expected: dict[str, NDArray] | None = None, start: int = 0, padded: bool = False,
     ) -> list[Comparison]:  # fmt: skip
         """Hold one row's state after some tokens of a document against the truth.
 
@@ -126,6 +126,8 @@ class World:
             Another state that it should equal, in place of the truth.
         start : int
             As in :meth:`history`.
+        padded : bool
+            Whether the row has padding, which then is what may have entered the convolution.
 
         Returns
         -------
@@ -143,7 +145,8 @@ class World:
         if found != wanted:
             wrong = sorted(n for n in {*found, *wanted} if found.get(n) != wanted.get(n))[0]
             raise Violation(
-                f"{wrong} of the state has shape {found.get(wrong)}, expected {wanted.get(wrong)}"
+                f"{wrong} of the state has shape {found.get(wrong)}, expected {wanted.get(wrong)}",
+                "STATE-1",
             )
         results = []
         for name, array in arrays.items():
@@ -157,7 +160,7 @@ class World:
                 where = times + slots - tokens if part == "conv" else (start + times) % slots
                 entries = array[where]
                 if np.delete(array, where, axis=0).any():
-                    clause = "CONV-4" if part == "conv" else "STATE-2"
+                    clause = ("CONV-5" if padded else "CONV-4") if part == "conv" else "STATE-2"
                     rest = Comparison(f"{name} outside the document", np.inf, 0, clause=clause)
                     results.append(rest)
             envelope = history[name].rows(times)
