@@ -1,0 +1,1 @@
+"""Solutions of the exercises, and what people do instead; a module for each notebook."""
