@@ -50,7 +50,7 @@ class Perplexity:
     nll : float
         Mean negative log-likelihood of a token, in nats.
     nll_standard_error : float or None
-        None if there is only one document; see :class:`Means`.
+        None if there is only one document; see :class:`griffin_np.estimates.Means`.
     seconds : float
         From opening the file to the last score.
     """

@@ -37,7 +37,7 @@ class Generation:
         Without the stop string or end token that ended it.
     tokens : list of int
     logprobs : list of float
-        As in :class:`Piece`.
+        As in :class:`griffin_np.rows.Piece`.
     finish_reason : {"stop", "length", "unfinished"}
         "unfinished" while a stream goes on, or when it was left early.
     prompt_tokens : int
@@ -111,7 +111,7 @@ def generate(
 def stream(model: Model, prompt: Prompt, **options) -> Stream:
     """Continue a prompt and give each piece of text as soon as it is certain.
 
-    Takes the options of :func:`generate`. The result is an iterator of :class:`Piece`, which also
+    Takes the options of :func:`generate`. The result is an iterator of :class:`.Piece`, which also
     tells its :attr:`~Stream.result` and :attr:`~Stream.state` so far. Without a tokenizer there is
     one empty piece for each token.
     """

@@ -8,7 +8,7 @@ N         ``depth``                 ``num_layers``              ``num_hidden_lay
 D_RNN, R  ``lru_width``             ``lru_width``               ``lru_width``
 M D, E    ``mlp_width``             ``mlp_expanded_width``      ``intermediate_size / 2``
 H         ``num_heads``             ``num_heads``               ``num_attention_heads``
--         ``num_kv_heads``          1                           ``num_key_value_heads``
+Q         ``num_kv_heads``          1                           ``num_key_value_heads``
 W         ``window``                ``attention_window_size``   ``attention_window_size``
 K         ``conv_width``            ``conv1d_temporal_width``   ``conv1d_width``
 V         ``vocab_size``            ``vocab_size``              ``vocab_size``

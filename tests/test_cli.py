@@ -261,3 +261,31 @@ def test_ctrl_c_ends_cleanly(folder):
     assert out.endswith("\n")
     assert "interrupted" in err
     assert "Traceback" not in err
+
+
+def test_notebooks_are_copied_and_what_is_there_stays(run, tmp_path):
+    place = tmp_path / "a" / "learn"
+    code, out, err = run("notebooks", place)
+    names = sorted(path.name for path in place.iterdir())
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{len(names)} notebooks copied to {place}\n")
+    assert f"jupyter lab {place}" in out
+    assert len(names) == 12
+    assert all(name.endswith(".ipynb") for name in names)
+
+    changed, gone = place / names[0], place / names[1]
+    changed.write_text("mine")
+    theirs = gone.read_bytes()
+    gone.unlink()
+    code, out, err = run("notebooks", place)
+    assert code == 0
+    assert out.startswith("1 notebooks copied")
+    assert err.count("\n") == 1
+    assert names[0] in err
+    assert changed.read_text() == "mine"
+    assert gone.read_bytes() == theirs
+    assert sorted(path.name for path in place.iterdir()) == names  # and nothing temporary
+
+    code, out, err = run("notebooks", changed)
+    assert (code, out) == (2, "")
+    assert "is a file" in err

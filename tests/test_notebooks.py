@@ -28,7 +28,7 @@ EQUATIONS = {
     "CONV-3": "causal_conv", "ROPE-1": "rope", "ROPE-2": "rope", "ROPE-3": "rope",
     "ATTN-1": "local_attention", "ATTN-4": "local_attention", "ATTN-5": "local_attention",
     "ATTN-7": "roll", "EMBED-1": "embed", "EMBED-3": "head", "HEAD-1": "head",
-    "Report 2, no weight decay": "decayed", "Report 2, clipped derivative": "multiplier",
+    "Report 2, no weight decay": "decay_mask", "Report 2, clipped derivative": "sqrt_clipped",
 }  # fmt: skip
 """Where the paper, the report or the specification states the model, and what computes it."""
 
@@ -76,8 +76,10 @@ def test_notebooks_keep_to_their_form(path):
     assert code[-1].lstrip().startswith(("assert", "#")) and "assert " in code[-1]
     here = [n for n in EXERCISES if n.split(".")[0] == str(number)]
     assert 3 <= len(here) <= 5
-    checked = re.findall(r"check\.ex_(\d+)_(\d+)\(", "\n".join(code))
-    assert [f"{a}.{b}" for a, b in checked] == here
+    checked = re.findall(r"check\.ex_(\d+)_(\d+)\((\w+)\)", "\n".join(code))
+    assert [f"{a}.{b}" for a, b, _ in checked] == here
+    # A solution may be pasted over the stub.
+    assert [name for *_, name in checked] == [EXERCISES[n].solution.__name__ for n in here]
     folded = re.findall(r"<summary>Solution of (\d+\.\d+)</summary>", "\n".join(text))
     assert folded == here
 
@@ -150,7 +152,13 @@ def test_what_is_no_answer_is_told_so(exercise: Exercise):
         (True, True, ""),
         (False, True, "expected True"),
         ([], [], ""),
-        ([1], [], "should be 0 values"),
+        ([1], [], "expected 0 values"),
+        (10**30, 10**30, ""),
+        ("cat", 10**30, "is 'cat'"),
+        (10**30 + 10**10, 10**30, ""),
+        (10**31, 10**30, "expected 1e+30"),
+        (len, len, ""),
+        (len, max, "is not what was expected"),
     ],
 )  # fmt: skip
 def test_differences_are_told(found, expected, told):

@@ -215,6 +215,10 @@ def convolutions(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
 SHUT = 2.0**-64
 """A gate below this changes no state by as much as one rounding of float32, in 2^31 steps."""
 
+ORDERS = 8
+"""Orders of summation that a gate is simulated in. Where large terms cancel and little is left, the
+order decides how large the sums on the way were, and the sigmoid makes much of their errors."""
+
 
 @check(
     "L0",
@@ -226,19 +230,27 @@ def gates(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
 
     Gates near 0 keep their relative accuracy: they decide how long the memory is.
     """
-    profile, simulation = simulated(backend, case)
-    rng, G = case.rng(), case.channels // case.heads
+    profile, rng, G = profile_of(backend), case.rng(), case.channels // case.heads
     x = profile.given(case.numbers(rng, case.tokens, case.channels))
     w = profile.given(rng.standard_normal((case.heads, G, G)))
     b = profile.given(rng.standard_normal((case.heads, G)) * 3)
     truth = per_token(lambda row: oracle.gate(row, w, b), x)
-    # Relative to their own size: a norm over channels would let errors of small gates go.
-    size = np.maximum(truth, SHUT)
-    samples = simulation.gate(repeated(x, simulation), w, b) / size
+    # Relative to their own size: a norm over channels would let errors of small gates go. By the
+    # logarithm, in which what an error before the sigmoid does is as large upwards as downwards.
+    truth = np.maximum(truth, SHUT)
+    several = [Simulation(profile, seed=case.seed * ORDERS + k) for k in range(ORDERS)]
+    gate = np.concatenate([one.gate(repeated(x, one), w, b) for one in several])
+    samples = _relative(gate, truth)
     found = np.asarray(backend.gate(x, w, b), np.float64)
     if found.shape == truth.shape:
-        found, truth = found / size, truth / size
+        found, truth = _relative(found, truth), np.ones_like(truth)
     return against("gate", found, truth, samples, profile, profile.state_unit)
+
+
+def _relative(gates: NDArray, truth: NDArray) -> NDArray:
+    """Gates in units of what they should be: 1 + log(gate / truth); those shut all count alike."""
+    with np.errstate(invalid="ignore"):  # a gate below 0 gives NaN, and is wrong
+        return 1 + np.log(np.where(np.abs(gates) < SHUT, SHUT, gates) / truth)
 
 
 POSITIONS = (0.0, 1.0, 255.0, 2000.0, 1e6, 2.0**24 + 1, 2.0**31 - 20)

@@ -33,7 +33,7 @@ def save_folder(
     extra_files: Mapping[str, bytes],
     generation: GenerationDefaults,
 ) -> None:
-    """Write a folder that :class:`HuggingFaceFolder` and transformers load.
+    """Write a folder that :class:`.huggingface.HuggingFaceFolder` and transformers load.
 
     The folder appears whole or not at all.
 

@@ -26,6 +26,7 @@ VERBS = {
     "bench": "measure the speed of a model on this machine",
     "train": "train a model, from scratch or from a checkpoint",
     "conformance": "tell whether an implementation is right",
+    "notebooks": "copy the notebooks that teach Griffin into a folder",
 }
 
 

@@ -62,11 +62,11 @@ def difference(found: Any, expected: Any, where: str = "the answer") -> str:
     """
     if isinstance(expected, Mapping):
         if not isinstance(found, Mapping) or set(found) != set(expected):
-            return f"{where} should be a dict with the keys {sorted(expected)}"
+            return f"{where} is {_short(found)}, expected a dict with the keys {sorted(expected)}"
         pairs = [(found[key], expected[key], f"{where}[{key!r}]") for key in expected]
     elif isinstance(expected, tuple | list) and not _is_numeric(expected):
         if not isinstance(found, tuple | list) or len(found) != len(expected):
-            return f"{where} should be {len(expected)} values, not {_short(found)}"
+            return f"{where} is {_short(found)}, expected {len(expected)} values"
         pairs = [
             (f, e, f"{where}[{i}]") for i, (f, e) in enumerate(zip(found, expected, strict=True))
         ]
@@ -85,7 +85,10 @@ def _differs(found: Any, expected: Any, where: str) -> str:
         return "" if same and found == expected else f"{where} is {found!r}, expected {expected!r}"
     try:
         given, wanted = np.asarray(found), np.asarray(expected)
-        given = given.astype(np.promote_types(wanted.dtype, np.float64))
+        if wanted.dtype == object and not isinstance(expected, int):
+            return "" if found == expected else f"{where} is not what was expected"
+        wanted = wanted.astype(complex if np.iscomplexobj(wanted) else float)
+        given = given.astype(wanted.dtype)
     except (TypeError, ValueError):
         return f"{where} is {_short(found)}, expected {_short(expected)}"
     if given.shape != wanted.shape:
@@ -94,7 +97,6 @@ def _differs(found: Any, expected: Any, where: str) -> str:
         return ""
     if np.any(np.isnan(given) & ~np.isnan(wanted)):
         return f"{where} holds NaN (not a number)"
-    wanted = wanted.astype(given.dtype)
     finite = np.isfinite(wanted)
     size = np.max(np.abs(wanted[finite]), initial=0.0)
     same = (given == wanted) | (np.isnan(given) & np.isnan(wanted))
@@ -143,7 +145,7 @@ class Exercise:
     def source(self) -> str:
         """The solution, as a learner would write it."""
         code = textwrap.dedent(inspect.getsource(self.solution))
-        return code[re.search(r"^def ", code, re.MULTILINE).start() :].rstrip()  # type: ignore[union-attr]
+        return code[re.search(r"^def ", code, re.MULTILINE).start() :].rstrip()
 
     def __call__(self, answer: Any) -> Outcome:
         """Check an answer: a function of the case's arguments, or the value that is asked for."""

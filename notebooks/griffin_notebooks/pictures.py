@@ -141,7 +141,7 @@ def heat(
         Whether a scale of the colours stands beside it.
     """
     values = np.asarray(values, np.float64)
-    top = limit if limit is not None else float(np.max(np.abs(values), initial=0)) or 1.0
+    top = limit if limit is not None else float(np.nanmax(np.abs(values), initial=0)) or 1.0
     image = axes.imshow(
         values, aspect="auto", interpolation="nearest",
         cmap=DIVERGING if signed else SEQUENTIAL, vmin=-top if signed else 0, vmax=top,
@@ -151,7 +151,7 @@ def heat(
     if bar:
         assert isinstance(axes.figure, Figure)
         scale = axes.figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
-        scale.outline.set_visible(False)  # type: ignore[operator]
+        scale.outline.set_visible(False)
 
 
 def tokens_below(axes: Axes, pieces: Sequence[str], *, size: float = 8) -> None:

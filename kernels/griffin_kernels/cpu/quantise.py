@@ -107,7 +107,7 @@ def quantise(weights: NDArray, bits: int, group: int = GROUP) -> tuple[NDArray, 
     4     the same of 35, of both signs            9.64 %        0.0239   91.9 %  +2.23 %
     4     those, then thrice the scale that        9.61 %        0.0240   91.9 %  +2.32 %
           least squares give for the codes
-    4     those 35, errors weighted with |w|       9.92 %        0.0247   91.9 %  +2.31 %
+    4     those 35, errors weighted with abs(w)    9.92 %        0.0247   91.9 %  +2.31 %
     4     those 35, errors weighted with w^2       10.12 %       0.0257   91.6 %  +2.65 %
     ====  =======================================  ============  =======  ======  ==========
 

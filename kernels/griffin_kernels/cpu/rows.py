@@ -53,7 +53,7 @@ def norm_row(x, xo, scale, D, width, eps, y, yo):
 
 @njit(error_model="numpy")
 def prepare_group(kind, a, b, c, d, m, group, K, activations, floats, steps, corrections):
-    """Put 64 channels of row m, four vectors, into the form that :func:`product` takes.
+    """Put 64 channels of row m, four vectors, into the form that products take.
 
     For integer weights they become signed bytes: the largest magnitude is 127, rounding is to
     nearest, ties to even. A group with a NaN or an infinity gets a step that makes its products so.

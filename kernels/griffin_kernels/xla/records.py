@@ -62,7 +62,7 @@ class Example:
 
 
 def read_examples(files: Sequence[str | os.PathLike]) -> list[Example]:
-    """Examples of ``.jsonl`` files, and documents of all others as :func:`read_documents` does.
+    """Examples of ``.jsonl`` files, and documents of all others as ``read_documents`` does.
 
     Raises
     ------

@@ -218,7 +218,7 @@ def rg_lru(
     h : Array of shape (B, R), float32, optional
         State before the first token.
     scan : {"sequential", "associative", "pallas"}
-        The last computes the gates' nonlinearities in the same kernel (:mod:`rg_lru_pallas`).
+        The last computes the gates' nonlinearities in the same kernel (``rg_lru_pallas``).
 
     Returns
     -------

@@ -48,7 +48,7 @@ def linear_scan(
     starts : Array of shape (B, T), bool, optional
         Where the state is forgotten before the step, whatever it and ``a`` are.
     block : (int, int), optional
-        Time and width of a block, see :func:`choose_blocks`.
+        Time and width of a block, see :func:`.blocks_pallas.choose_blocks`.
     interpret : bool or pltpu.InterpretParams, optional
         As for ``pallas_call``; by default the kernel is compiled on TPUs and interpreted elsewhere.
 

@@ -7,7 +7,7 @@ the convolution and attention fetch what they need of the tokens before from the
 (:func:`halo`), the recurrence is combined across parts (``recurrent.py``). A decoding step has no
 text to cut; there ``sequence`` is idle.
 
-The mesh is the one that :func:`jax.set_mesh` has set while a program is traced. Without one,
+The mesh is the one that ``jax.set_mesh`` has set while a program is traced. Without one,
 nothing here does anything.
 
 Shapes: B rows, T tokens.

@@ -1,8 +1,8 @@
 """AVX2: ``vpmaddubsw``, which multiplies unsigned by signed bytes and adds pairs in 16 bits.
 
-Its sums saturate at 32767. With |weight| and |activation| of at most 127 a pair comes to 32258 at
-most, so int8 weights are made signed and their sign is moved to the other factor. Weights of four
-bits come to 2 * 15 * 127 = 3810: eight such sums fit into 16 bits before they are widened.
+Its sums saturate at 32767. With weights and activations of at most 127 in size a pair comes to
+32258 at most, so int8 weights are made signed and their sign is moved to the other factor. Weights
+of four bits come to 2 * 15 * 127 = 3810: eight such sums fit into 16 bits before they are widened.
 """
 
 from griffin_kernels.cpu.isa.common import QUADS, Words
