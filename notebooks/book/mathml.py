@@ -187,6 +187,8 @@ def _tidy(parent: ET.Element, block: bool) -> None:
             child.set("mathvariant", "normal")
         elif child.text in SIGNS and (last is None or _opens(last)):
             child.set("form", "prefix")
+        elif child.text == "\N{MIDDLE DOT}":
+            child.text = "\N{DOT OPERATOR}"
         elif child.tag == "mo" and child.text == "/":
             child.set("lspace", "0")
             child.set("rspace", "0")
