@@ -31,7 +31,6 @@ griffin_clauses = sources.clauses(
 
 # Notebooks come executed. Formulas stand in dollars.
 nb_execution_mode = "off"
-nb_merge_streams = True
 nb_ipywidgets_js = {}
 nb_render_markdown_format = "commonmark"
 myst_enable_extensions = ["dollarmath", "amsmath"]

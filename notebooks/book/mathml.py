@@ -24,8 +24,10 @@ NUMBER = re.compile(
     r"|(?:\\q?quad|&)\s*(?:\\text(?:rm)?\{\s*)?\(([0-9]+[a-z]?)\)\s*\}?\s*(?=[.,]?\s*\Z)"
 )
 
-RELATION = re.compile("[~\N{LEFTWARDS ARROW}-\N{LEFT RIGHT OPEN-HEADED ARROW}\u27f5-\u27ff]")
-"""Relations that latex2mathml takes for letters."""
+RELATION = re.compile(
+    "[~±\N{MINUS-OR-PLUS SIGN}\N{LEFTWARDS ARROW}-\N{LEFT RIGHT OPEN-HEADED ARROW}\u27f5-\u27ff]"
+)
+"""Signs that latex2mathml takes for letters."""
 
 MATCHING = {r"\lvert": "prefix", r"\rvert": "postfix", r"\lVert": "prefix", r"\rVert": "postfix"}
 ENDS = {"⌊": "prefix", "⌈": "prefix", "⟨": "prefix", "⌋": "postfix", "⌉": "postfix", "⟩": "postfix"}
@@ -117,6 +119,7 @@ def formula(latex: str, block: bool = False) -> str:
     # Inside of a formula; as a whole they are told apart by `numbered`.
     latex = re.sub(r"\\(begin|end)\{(aligned|split)\}", r"\\\1{align*}", latex.strip())
     latex = re.sub(r"\\(begin|end)\{gathered\}", r"\\\1{gather*}", latex)
+    latex = re.sub(r"\\operatorname\*?(?=\{[^{}]*\d[^{}]*\})", r"\\mathrm", latex)
     latex = re.sub(r"\\arg(?![a-zA-Z])", r"\\operatorname{arg}", latex)
     braces = re.findall(r"(?<!\\)[{}]", latex)
     if braces.count("{") != braces.count("}"):
@@ -128,7 +131,8 @@ def formula(latex: str, block: bool = False) -> str:
     except Exception as error:  # each of its mistakes is an exception of its own kind
         raise ValueError(f"not a formula: {latex!r} ({error!r})") from None
     for element in math.iter():
-        if element.text and element.text.startswith("\\") and len(element.text) > 1:
+        element.text = re.sub(r"\\(?=[_%&#$])", "", element.text or "")
+        if "\\" in element.text:
             raise ValueError(f"no such command in a formula: {element.text} in {latex!r}")
         if element.get("linebreak"):
             raise ValueError(f"a new line outside of an environment with lines: {latex!r}")
@@ -187,11 +191,24 @@ def _tidy(parent: ET.Element, block: bool) -> None:
             child.set("mathvariant", "normal")
         elif child.text in SIGNS and (last is None or _opens(last)):
             child.set("form", "prefix")
+        elif child.tag == "mtext" and any(map(str.isalpha, child.text or "")):
+            # Not a space, which mtext counts as: operators beside it would have no room.
+            child.tag = "mi"
+            if len(child.text or "") == 1:
+                child.set("mathvariant", "normal")
+        elif child.text == "\N{INFINITY}":
+            child.tag = "mi"
+        elif child.text == ":":
+            child.tag = "mo"
+            child.set("lspace", "0.2778em")
+            child.set("rspace", "0.2778em")
         elif child.text == "\N{MIDDLE DOT}":
             child.text = "\N{DOT OPERATOR}"
         elif child.tag == "mo" and child.text == "/":
             child.set("lspace", "0")
             child.set("rspace", "0")
+        elif child.tag == "mspace" and child.get("width", "").startswith("negative"):
+            continue  # browsers have no room below nothing
         # One word, not letters side by side.
         if last is not None and _is_upright(last) and _is_upright(child):
             last.text = (last.text or "") + (child.text or "")

@@ -78,7 +78,7 @@ def of_pages(notebook):
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
+            cell.outputs = _joined([output for output in cell.outputs if not _is_noise(output)])
         for output in cell.get("outputs", []):
             data = output.get("data")
             if not data:
@@ -97,6 +97,18 @@ def _is_noise(output) -> bool:
     """Whether it says only that something was compiled for the first time on a machine."""
     lines = output.get("text", "").splitlines() if output.get("name") == "stderr" else []
     return bool(lines) and all(line.startswith("compiling ") for line in lines)
+
+
+def _joined(outputs: list) -> list:
+    """Outputs in which a stream that follows itself is one."""
+    made: list = []
+    for output in outputs:
+        name = output.get("name")
+        if made and name is not None and made[-1].get("name") == name:
+            made[-1]["text"] += output["text"]
+        else:
+            made.append(output)
+    return made
 
 
 def _about(notebook) -> tuple[str, str, str]:
