@@ -124,6 +124,9 @@ def test_what_browsers_draw_otherwise_is_put_right(mathml):
     assert "mspace" in mathml.formula(r"\log a")
     assert "mspace" not in mathml.formula(r"\log(a)")
     assert "LRU" in words(mathml.formula(r"\mathrm{LRU}(x)"))
+    assert '<mi mathvariant="normal">x</mi>' in mathml.formula(r"b_{\mathrm{x}}")
+    assert "a_param" in words(mathml.formula(r"\mathtt{a\_param}"))
+    assert "bf" in words(mathml.formula(r"\operatorname{bf16}(x)"))
     forms = [e.get("form") for e in ET.fromstring(mathml.formula(r"|a| + |b|")).iter("mo")]
     assert forms == ["prefix", "postfix", None, "prefix", "postfix"]
     minus = [e.get("form") for e in ET.fromstring(mathml.formula(r"a - b = -c")).iter("mo")]
@@ -174,15 +177,19 @@ def test_controls_are_still_and_shown_code_is_code(sources, monkeypatch):
         output("display_data", {widget: {"model_id": "1"}, "text/html": html, "text/plain": "a"}),
         output("display_data", code),
         output("stream", name="stderr", text="note"),
+        output("stream", name="stdout", text="one\n"),
+        output("stream", name="stderr", text="compiling the engine for this processor, once\n"),
+        output("stream", name="stdout", text="two\n"),
     ])  # fmt: skip
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {widget: {}}})
     made = sources.of_pages(notebook)
     assert "widgets" not in made.metadata
-    first, second, third = made.cells[0].outputs
+    first, second, third, fourth = made.cells[0].outputs
     assert first.data == {"text/html": html, "text/plain": "a"}
     shown = 'def code_that_is_shown(x):\n    return "<b>" if x < 3 else x & 1'
     assert second.data == {"text/markdown": f"```python\n{shown}\n```"}
     assert third.text == "note"
+    assert fourth.text == "one\ntwo\n"
 
 
 def test_every_public_module_has_a_page(sources):

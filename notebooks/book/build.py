@@ -114,10 +114,10 @@ def sphinx(source: Path, target: Path) -> None:
         If anything is wrong with them.
     """
     command = [
-        sys.executable, "-m", "sphinx", "-b", "html", "-q", "-W", "--keep-going", "--color",
+        sys.executable, "-m", "sphinx", "-b", "html", "-q", "-W", "--keep-going",
         "-c", str(HERE), "-d", str(source.parent / "doctrees"), str(source), str(target),
     ]  # fmt: skip
-    # Modules of the notebooks' folder, of the book's own, and no traces of having read them.
+    # No traces, in the repository, of its modules having been read.
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     if subprocess.run(command, env=environment, check=False).returncode:
         raise BookError("Sphinx is not content: see above")

@@ -1,7 +1,7 @@
 """Every mention of a clause of the specification links to it.
 
 A Sphinx extension. Sources name clauses as ``ATTN-1``; the specification's page has a target of
-that name before each of its headings (``build.py`` puts them there).
+that name before each of its headings (``sources.py`` puts them there).
 """
 
 import re
@@ -35,18 +35,16 @@ class Links(SphinxTransform):
                 if match[0] not in known:
                     logger.warning(f"no such clause: {match[0]}", location=text.parent)
                     continue
-                parts += [nodes.Text(told[end : match.start()]), self.reference(match[0], known)]
+                parts += [nodes.Text(told[end : match.start()]), self.reference(match[0])]
                 end = match.end()
             if parts:
                 text.parent.replace(text, [*parts, nodes.Text(told[end:])])
 
-    def reference(self, clause: str, known: dict[str, str]) -> nodes.Node:
-        link = addnodes.pending_xref(
+    def reference(self, clause: str) -> nodes.Node:
+        return addnodes.pending_xref(
             "", nodes.inline("", clause, classes=["clause"]), refdomain="std", reftype="ref",
             reftarget=clause.lower(), refexplicit=True, refwarn=True, refdoc=self.env.docname,
         )  # fmt: skip
-        link["reftitle"] = known[clause]
-        return link
 
 
 class Titles(SphinxTransform):

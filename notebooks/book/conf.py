@@ -9,6 +9,8 @@ sys.path.insert(0, str(HERE))
 # Docstrings are read from the functions themselves, not from what compilers make of them.
 os.environ["NUMBA_DISABLE_JIT"] = "1"
 
+import sources  # noqa: E402
+
 import griffin_np  # noqa: E402
 
 project = "griffin-np"
@@ -21,8 +23,6 @@ extensions = [
     "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "numpydoc", "mathml", "docstrings",
     "clauses",
 ]  # fmt: skip
-import sources  # noqa: E402
-
 nitpicky = True
 nitpick_ignore_regex = [("py:class", r"(?!griffin_).*")]  # bases from elsewhere
 griffin_clauses = sources.clauses(
@@ -60,6 +60,7 @@ html_favicon = str(HERE / "static" / "mark.svg")
 html_logo = str(HERE / "static" / "mark.svg")
 html_copy_source = False
 html_show_sphinx = False
+html_show_search_summary = False  # browsers fetch no page beside one that is a file
 html_permalinks_icon = "#"
 html_theme_options = {
     "sidebar_hide_name": False,

@@ -29,6 +29,15 @@ RELATION = re.compile(
 )
 """Signs that latex2mathml takes for letters."""
 
+ROW = ("math", "mrow", "mtd", "mstyle", "msqrt")
+FUNCTIONS = set(
+    "arccos arcsin arctan arg cos cosh cot det dim exp gcd inf ker lg lim ln log max min sin sinh "
+    "sup tan tanh".split()
+)
+LIMITS = ("inf", "lim", "max", "min", "sup")
+SIGNS = ("\N{MINUS SIGN}", "+", "±")
+THIN = "0.167em"
+ROOM = {"/": "0", ":": "0.2778em"}
 MATCHING = {r"\lvert": "prefix", r"\rvert": "postfix", r"\lVert": "prefix", r"\rVert": "postfix"}
 ENDS = {"⌊": "prefix", "⌈": "prefix", "⟨": "prefix", "⌋": "postfix", "⌉": "postfix", "⟩": "postfix"}
 
@@ -120,6 +129,7 @@ def formula(latex: str, block: bool = False) -> str:
     latex = re.sub(r"\\(begin|end)\{(aligned|split)\}", r"\\\1{align*}", latex.strip())
     latex = re.sub(r"\\(begin|end)\{gathered\}", r"\\\1{gather*}", latex)
     latex = re.sub(r"\\operatorname\*?(?=\{[^{}]*\d[^{}]*\})", r"\\mathrm", latex)
+    latex = re.sub(r"\\mathrm\{([a-zA-Z])\}", r"\\text{\1}", latex)
     latex = re.sub(r"\\arg(?![a-zA-Z])", r"\\operatorname{arg}", latex)
     braces = re.findall(r"(?<!\\)[{}]", latex)
     if braces.count("{") != braces.count("}"):
@@ -179,73 +189,65 @@ def _tidy(parent: ET.Element, block: bool) -> None:
     children: list[ET.Element] = []
     for child in parent:
         last = children[-1] if children else None
-        if child.tag == "mo" and (child.text or "") in ENDS:
-            child.set("form", ENDS[child.text or ""])
-        elif child.tag == "mi" and (child.text or "") in ENDS:
-            child.tag = "mo"
-            child.set("form", ENDS[child.text or ""])
-            child.set("stretchy", "false")
-        elif child.tag == "mi" and RELATION.fullmatch(child.text or ""):
-            child.tag = "mo"
-        elif child.tag == "mi" and "\N{GREEK CAPITAL LETTER ALPHA}" <= (child.text or "") <= "Ω":
-            child.set("mathvariant", "normal")
-        elif child.text in SIGNS and (last is None or _opens(last)):
-            child.set("form", "prefix")
-        elif child.tag == "mtext" and any(map(str.isalpha, child.text or "")):
-            # Not a space, which mtext counts as: operators beside it would have no room.
-            child.tag = "mi"
-            if len(child.text or "") == 1:
-                child.set("mathvariant", "normal")
-        elif child.text == "\N{INFINITY}":
-            child.tag = "mi"
-        elif child.text == ":":
-            child.tag = "mo"
-            child.set("lspace", "0.2778em")
-            child.set("rspace", "0.2778em")
-        elif child.text == "\N{MIDDLE DOT}":
-            child.text = "\N{DOT OPERATOR}"
-        elif child.tag == "mo" and child.text == "/":
-            child.set("lspace", "0")
-            child.set("rspace", "0")
-        elif child.tag == "mspace" and child.get("width", "").startswith("negative"):
+        if child.tag == "mspace" and child.get("width", "").startswith("negative"):
             continue  # browsers have no room below nothing
-        # One word, not letters side by side.
-        if last is not None and _is_upright(last) and _is_upright(child):
-            last.text = (last.text or "") + (child.text or "")
-            continue
-        children.append(child)
+        _correct(child, last)
+        if last is not None and _face(child) and _face(last) == _face(child):
+            last.text = (last.text or "") + (child.text or "")  # a word, not letters
+        else:
+            children.append(child)
     for child in children:
-        if _is_upright(child) and len(child.text or "") > 1:
+        if _face(child) == "monospace":
+            child.set("style", "font-family: monospace")
+            child.set("mathvariant", "normal")
+        if _face(child) and len(child.text or "") > 1:
             del child.attrib["mathvariant"]  # upright in any case
-    # Names of functions have room around them, but not before a bracket.
+    parent[:] = _spaced(children) if parent.tag in ROW else children
+
+
+def _correct(element: ET.Element, last: ET.Element | None) -> None:
+    """Make an element what it should have been, for a browser; ``last`` stands before it."""
+    text = element.text or ""
+    if text in ENDS:
+        element.tag = "mo"
+        element.set("form", ENDS[text])
+        element.set("stretchy", element.get("stretchy", "false"))
+    elif RELATION.fullmatch(text):
+        element.tag = "mo"
+    elif element.tag == "mi" and "\N{GREEK CAPITAL LETTER ALPHA}" <= text <= "Ω":
+        element.set("mathvariant", "normal")
+    elif element.tag == "mtext" and any(map(str.isalpha, text)):
+        # Not a space, which mtext counts as: operators beside it would have no room.
+        element.tag = "mi"
+        if len(text) == 1:
+            element.set("mathvariant", "normal")
+    elif text == "\N{INFINITY}":
+        element.tag = "mi"
+    elif text == "\N{MIDDLE DOT}":
+        element.text = "\N{DOT OPERATOR}"
+    elif text in ROOM:
+        element.tag = "mo"
+        element.set("lspace", ROOM[text])
+        element.set("rspace", ROOM[text])
+    if text in SIGNS and (last is None or _opens(last)):
+        element.set("form", "prefix")
+
+
+def _spaced(children: list[ET.Element]) -> list[ET.Element]:
+    """Names of functions have room around them, but not before a bracket."""
     spaced: list[ET.Element] = []
     for i, child in enumerate(children):
         name = _function(child)
-        if name is not None:
-            name.tag = "mi"
-            if i and parent.tag in ROW and _is_operand(children[i - 1]):
-                spaced.append(ET.Element("mspace", width="0.167em"))
+        if name is None:
+            spaced.append(child)
+            continue
+        name.tag = "mi"
+        if i and _is_operand(children[i - 1]):
+            spaced.append(ET.Element("mspace", width=THIN))
         spaced.append(child)
-        after = children[i + 1] if i + 1 < len(children) else None
-        if (
-            name is not None
-            and after is not None
-            and parent.tag in ROW
-            and _is_operand(after, True)
-        ):
-            spaced.append(ET.Element("mspace", width="0.167em"))
-    parent[:] = spaced
-
-
-ROW = ("math", "mrow", "mtd", "mstyle", "msqrt")
-FUNCTIONS = set(
-    "arccos arcsin arctan arg cos cosh cot det dim exp gcd inf ker lg lim ln log max min sin sinh "
-    "sup tan tanh".split()
-)
-
-
-LIMITS = ("inf", "lim", "max", "min", "sup")
-SIGNS = ("\N{MINUS SIGN}", "+", "±")
+        if i + 1 < len(children) and _is_operand(children[i + 1], after=True):
+            spaced.append(ET.Element("mspace", width=THIN))
+    return spaced
 
 
 def _opens(element: ET.Element) -> bool:
@@ -254,8 +256,10 @@ def _opens(element: ET.Element) -> bool:
     return element.tag == "mo" and (bar or element.text in tuple("(,[{;:=<>≤≥≈←→⇒⟨"))
 
 
-def _is_upright(element: ET.Element) -> bool:
-    return element.tag == "mi" and element.get("mathvariant") == "normal"
+def _face(element: ET.Element) -> str:
+    """``normal`` or ``monospace`` for letters that are so on purpose, otherwise nothing."""
+    face = element.get("mathvariant", "") if element.tag == "mi" else ""
+    return face if face in ("normal", "monospace") else ""
 
 
 def _function(element: ET.Element) -> ET.Element | None:

@@ -83,8 +83,7 @@ def of_pages(notebook):
             data = output.get("data")
             if not data:
                 continue
-            if data.pop(WIDGET, None) is not None and not data:
-                data["text/plain"] = ""
+            data.pop(WIDGET, None)  # beside it stands a still picture
             shown = SHOWN_CODE.fullmatch(data.get("text/html", ""))
             if shown:  # in the pages' own colours
                 text = html.unescape(re.sub(r"<[^>]*>", "", shown[1])).strip("\n")
@@ -112,7 +111,7 @@ def _joined(outputs: list) -> list:
 
 
 def _about(notebook) -> tuple[str, str, str]:
-    """Title, first sentence and minutes of a notebook."""
+    """Title, first paragraph and minutes of a notebook."""
     text = notebook.cells[0].source
     title, _, rest = text.partition("\n")
     first = rest.strip().split("\n\n")[0]
@@ -159,7 +158,7 @@ def _front(told: list[tuple[str, str, str, str]]) -> str:
     entries = "\n".join(f"notebooks/{stem}" for stem, *_ in told)
     text = (Path(__file__).parent / "index.md").read_text(encoding="utf-8")
     for name, value in (
-        ("MAP", "\n".join(blocks)), ("ENTRIES", entries), ("COUNT", str(len(told))),
+        ("MAP", "\n".join(blocks)), ("ENTRIES", entries),
         ("PICTURE", diagrams.rg_lru()),
     ):  # fmt: skip
         text = text.replace(f"@{name}@", value)
@@ -187,11 +186,9 @@ def says(module: str) -> str:
 
 
 def _api(target: Path) -> None:
-    entries = []
     for package, about in PACKAGES.items():
         modules = modules_of(package)
-        own = says(package)
-        lines = [_title(about), own, "", TABLE]
+        lines = [_title(about), says(package), "", TABLE]
         for module in modules:
             page = module.removeprefix(f"{package}.")
             lines += [f"   * - :doc:`{page} <{module}>`", f"     - {says(module)}"]
@@ -202,11 +199,12 @@ def _api(target: Path) -> None:
         short = [f"{module.removeprefix(f'{package}.')} <{module}>" for module in modules]
         lines += ["", _toctree(short)]
         (target / f"{package}.rst").write_text("\n".join(lines), encoding="utf-8")
-        entries.append(package)
     lines = [_title("The API"), API, TABLE]
-    for package in entries:
-        lines += [f"   * - :doc:`{package}`", f"     - {PACKAGES[package]}"]
-    (target / "index.rst").write_text("\n".join([*lines, "", _toctree(entries)]), encoding="utf-8")
+    for package, about in PACKAGES.items():
+        lines += [f"   * - :doc:`{package} <{package}>`", f"     - {about}"]
+    (target / "index.rst").write_text(
+        "\n".join([*lines, "", _toctree(list(PACKAGES))]), encoding="utf-8"
+    )
 
 
 def _title(text: str) -> str:
