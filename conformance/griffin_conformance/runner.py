@@ -34,9 +34,9 @@ FURTHER = 2
 
 SHORT = re.compile(r'File "(?:[^"]*[/\\])?([^"/\\]+[/\\][^"/\\]+)"')
 
-COMPILED_SHARE = 0.5
-"""Of many examples of models' laws and states, for a backend to which every shape is another
-program."""
+COMPILED_SHARE = 0.4
+"""Of many examples of blocks, and of models' laws and states, for a backend to which every shape is
+another program."""
 
 MORE = 3
 """How often as many examples are drawn again where a stratum was met too seldom."""
@@ -78,7 +78,7 @@ def run_check(
     caps = 30.0 if "no soft cap" in backend.cannot else 0.0
     scope = Scope(backend.fixed_shapes, backend.adapt, caps=caps)
     number = zlib.crc32(check.name.encode()) ^ seed_number
-    many = backend.fixed_shapes and check.level in ("L2", "L3") and max_examples >= EXAMPLES
+    many = backend.fixed_shapes and check.level in ("L1", "L2", "L3") and max_examples >= EXAMPLES
     share = COMPILED_SHARE if many else 1.0
     examples = max(1, round(max_examples * check.weight * share))
     search = _Search(check, backend, verdict, survey)

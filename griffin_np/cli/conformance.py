@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the checks that test a clause, or a family of clauses; repeatable (all)"
     )  # fmt: skip
     add("--profile", choices=PROFILES,
-        help="examples of each check: smoke 6, default 60, thorough 400 (of laws and states "
-             "half of 60 and 400 where every shape is compiled)")  # fmt: skip
+        help="examples of each check: smoke 6, default 60, thorough 400 (of blocks, laws "
+             "and states 24 and 160 where every shape is compiled)")  # fmt: skip
     add("--max-examples", type=int, metavar="N", help="examples of each check, in place of that")
     add("--seed", type=int, default=0, metavar="S",
         help="the same seed draws the same examples (0)")  # fmt: skip
