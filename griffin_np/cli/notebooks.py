@@ -9,7 +9,6 @@ code 0: the folder has all notebooks; 2: wrong usage.
 
 import argparse
 import os
-import tempfile
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,10 +54,12 @@ def copy_notebooks(folder: Path) -> tuple[int, list[str]]:
     Raises
     ------
     GriffinError
-        If it is a file.
+        If it is a file, or cannot be written.
     OSError
-        If the folder cannot be made or written.
+        If it cannot be made.
     """
+    from griffin_np.checkpoints.files import replacing
+
     ours = sorted(
         (entry for entry in files("griffin_notebooks").iterdir() if entry.name.endswith(".ipynb")),
         key=lambda entry: entry.name,
@@ -70,24 +71,9 @@ def copy_notebooks(folder: Path) -> tuple[int, list[str]]:
     for entry in ours:
         path, wanted = folder / entry.name, entry.read_bytes()
         if not os.path.lexists(path):
-            _write(path, wanted)
+            with replacing(path) as partial:
+                partial.write_bytes(wanted)
             copied += 1
         elif not path.is_file() or path.read_bytes() != wanted:
             kept.append(entry.name)
     return copied, kept
-
-
-def _write(path: Path, content: bytes) -> None:
-    """A file that is there whole, or not at all."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        # As any new file, rather than readable by its owner alone.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

@@ -58,7 +58,8 @@ class Outcome:
 def difference(found: Any, expected: Any, where: str = "the answer") -> str:
     """How something differs from what was expected, in words; empty if it does not.
 
-    Numbers may differ by half the digits of float64, relative to the largest of their array.
+    Numbers may differ by half the digits of float64, relative to the largest of their array; counts
+    may not differ.
     """
     if isinstance(expected, Mapping):
         if not isinstance(found, Mapping) or set(found) != set(expected):
@@ -87,8 +88,10 @@ def _differs(found: Any, expected: Any, where: str) -> str:
         given, wanted = np.asarray(found), np.asarray(expected)
         if wanted.dtype == object and not isinstance(expected, int):
             return "" if found == expected else f"{where} is not what was expected"
-        wanted = wanted.astype(complex if np.iscomplexobj(wanted) else float)
-        given = given.astype(wanted.dtype)
+        counts = wanted.dtype.kind in "iuO"  # however large, they are right or wrong
+        if counts and given.shape == wanted.shape and np.all(given == wanted):
+            return ""
+        wanted, given = wanted.astype(float), given.astype(float)
     except (TypeError, ValueError):
         return f"{where} is {_short(found)}, expected {_short(expected)}"
     if given.shape != wanted.shape:
@@ -103,11 +106,13 @@ def _differs(found: Any, expected: Any, where: str) -> str:
     off = np.full(wanted.shape, np.inf)
     np.subtract(given, wanted, out=off, where=finite & np.isfinite(given))
     off = np.where(same, 0.0, np.abs(off))
-    if np.max(off) <= HALF_THE_DIGITS * max(size, np.finfo(np.float64).tiny):
+    allowed = HALF_THE_DIGITS * max(size, np.finfo(np.float64).tiny)
+    if not counts and np.max(off) <= allowed:
         return ""
     worst = np.unravel_index(np.argmax(off), off.shape)
     place = f"[{', '.join(map(str, worst))}]" if worst else ""
-    return f"{where}{place} is {given[worst]:.6g}, expected {wanted[worst]:.6g}"
+    digits = 17 if off[worst] <= 1e-5 * size else 6  # as many as show the difference
+    return f"{where}{place} is {given[worst]:.{digits}g}, expected {wanted[worst]:.{digits}g}"
 
 
 def _short(value: Any, limit: int = 300) -> str:
