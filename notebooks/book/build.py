@@ -22,7 +22,6 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 NOTEBOOKS = HERE.parent / "griffin_notebooks"
-ROOT = HERE.parent.parent
 
 MARK = ".griffin-book"
 """A file that tells a book of ours from a folder of somebody's."""
@@ -181,7 +180,7 @@ def build(out: Path, copies: Path | None = None) -> None:
             executed(paths, ran)
         else:
             taken(paths, copies, ran)
-        sources.lay_out(ran, ROOT / "conformance" / "SPEC.md", source)
+        sources.lay_out(ran, source)
         sphinx(source, target)
         check_offline(target)
         (target / MARK).touch()

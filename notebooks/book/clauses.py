@@ -88,7 +88,7 @@ def _within(node: nodes.Node, kinds: tuple) -> bool:
 
 def setup(app) -> dict:
     """Add the transforms, and the value that says which clauses there are."""
-    app.add_config_value("griffin_clauses", {}, "env")
+    app.add_config_value("griffin_clauses", [], "env")
     app.add_transform(Links)
     app.add_transform(Titles)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

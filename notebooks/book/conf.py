@@ -9,9 +9,8 @@ sys.path.insert(0, str(HERE))
 # Docstrings are read from the functions themselves, not from what compilers make of them.
 os.environ["NUMBA_DISABLE_JIT"] = "1"
 
-import sources  # noqa: E402
-
 import griffin_np  # noqa: E402
+from griffin_conformance.clauses import read_clauses  # noqa: E402
 
 project = "griffin-np"
 author = "the authors of griffin-np"
@@ -25,9 +24,7 @@ extensions = [
 ]  # fmt: skip
 nitpicky = True
 nitpick_ignore_regex = [("py:class", r"(?!griffin_).*")]  # bases from elsewhere
-griffin_clauses = sources.clauses(
-    (HERE.parents[1] / "conformance" / "SPEC.md").read_text(encoding="utf-8")
-)
+griffin_clauses = sorted(read_clauses())
 
 # Notebooks come executed. Formulas stand in dollars.
 nb_execution_mode = "off"

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import nbformat
 
+from griffin_conformance.clauses import HEADING, specification
+
 __all__ = ["lay_out", "of_pages"]
 
 PARTS = (
@@ -34,22 +36,19 @@ PACKAGES = {
 FIRST = ("notation", "rg_lru", "layers", "attention", "model", "base", "state", "params", "config")
 """What to read first, of a package."""
 
-CLAUSE = re.compile(r"^### ([A-Z]+-\d+) · (?:MUST|SHOULD) · (.*)$", re.MULTILINE)
-
 SHOWN_CODE = re.compile(r'<div class="highlight"><pre[^>]*>(.*)</pre></div>\s*', re.S)
 """What ``reading.code`` shows."""
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def lay_out(notebooks: Path, specification: Path, target: Path) -> None:
+def lay_out(notebooks: Path, target: Path) -> None:
     """Write all sources.
 
     Parameters
     ----------
     notebooks : Path
         A folder of executed ones.
-    specification : Path
     target : Path
         A folder that does not exist.
     """
@@ -60,17 +59,12 @@ def lay_out(notebooks: Path, specification: Path, target: Path) -> None:
         notebook = of_pages(nbformat.read(path, as_version=4))
         nbformat.write(notebook, target / "notebooks" / path.name)
         told.append((path.stem, *_about(notebook)))
-    text = specification.read_text(encoding="utf-8")
-    (target / "specification.md").write_text(CLAUSE.sub(r"(\1)=\n\g<0>", text), encoding="utf-8")
+    text = HEADING.sub(r"(\1)=\n\g<0>", specification())  # something to link to
+    (target / "specification.md").write_text(text, encoding="utf-8")
     (target / "symbols.rst").write_text(SYMBOLS, encoding="utf-8")
     (target / "commands.rst").write_text(_commands(), encoding="utf-8")
     _api(target / "api")
     (target / "index.md").write_text(_front(told), encoding="utf-8")
-
-
-def clauses(specification: str) -> dict[str, str]:
-    """The specification's clauses and what they say."""
-    return dict(CLAUSE.findall(specification))
 
 
 def of_pages(notebook):
