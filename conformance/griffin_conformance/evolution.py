@@ -15,7 +15,7 @@ from griffin_conformance.checks import Scope, Violation, check, json_number
 from griffin_conformance.envelope import Comparison, Ulps
 from griffin_conformance.layouts import Case, Layout
 from griffin_conformance.states import need
-from griffin_conformance.strategies import COMPILED, POOL, adapted, pooled
+from griffin_conformance.strategies import COMPILED, LONG, POOL, adapted, pooled
 from griffin_conformance.worlds import World
 from griffin_np.config import ATTENTION, RECURRENT
 
@@ -144,7 +144,8 @@ def evolve(
         that a scan over time makes it; otherwise tokens are read one at a time.
     """
     result = Evolution()
-    pool = COMPILED if one.fixed_shapes or other.fixed_shapes else POOL
+    compiles = one.fixed_shapes or other.fixed_shapes
+    pool = (*COMPILED, *LONG) if compiles else POOL
     for world in pool:
         if 4 * world.config.window + 5 > LONGEST:
             continue

@@ -14,7 +14,7 @@ from griffin_conformance.laws import whole_cases
 from griffin_conformance.layouts import Case, Layout
 from griffin_conformance.quantisation import oracle_of, simulation_of, weights_of
 from griffin_conformance.rounding import Profile
-from griffin_conformance.strategies import pooled
+from griffin_conformance.strategies import pooled, row_counts
 from griffin_conformance.worlds import World
 
 __all__: list[str] = []
@@ -48,10 +48,10 @@ def best_tokens(backend: Backend, case: Case) -> Sequence[Comparison]:
 @st.composite
 def prompts(draw, scope) -> Case:
     """A batch of prompts."""
-    world = draw(pooled(scope))
+    world = draw(pooled(scope, few=True))
     rows = tuple(
         ((draw(st.integers(0, 2)), draw(st.integers(1, 6))),)
-        for _ in range(draw(st.integers(1, 4)))
+        for _ in range(draw(row_counts(scope, 1, 4)))
     )
     rows = tuple(((d, min(n, world.lengths[d])),) for ((d, n),) in rows)
     return Case(world, Layout(rows), (draw(st.integers(1, 8)),))

@@ -17,7 +17,14 @@ from griffin_conformance.checks import Violation, check
 from griffin_conformance.envelope import Comparison, Envelope
 from griffin_conformance.layouts import Case, Layout, Run, execute
 from griffin_conformance.quantisation import oracle_of
-from griffin_conformance.strategies import any_world, cases, layouts, pooled, sometimes_long
+from griffin_conformance.strategies import (
+    any_world,
+    cases,
+    layouts,
+    pooled,
+    row_counts,
+    sometimes_long,
+)
 
 __all__: list[str] = []
 
@@ -172,7 +179,7 @@ def decoding_continues_a_prompt(backend: Backend, case: Case) -> Sequence[Compar
 
 @check(
     "L2",
-    lambda scope: cases(scope, cut=True),
+    lambda scope: cases(scope, cut=True, long=True),
     strata=("crosses the window", "call of 1 token", "call of 2 tokens", "call of 3 tokens"),
     weight=2,
     clauses=("CALL-1", "CONV-2", "ATTN-7"),
@@ -185,7 +192,7 @@ def any_chunking(backend: Backend, case: Case) -> Sequence[Comparison]:
 
 @check(
     "L2",
-    lambda scope: cases(scope, documents=(2, 5), short_end=True),
+    lambda scope: cases(scope, documents=(2, 5), short_end=True, long=True),
     strata=("reset inside a call", "last document of 1-2 tokens", "crosses the window"),
     clauses=("DOC-1", "DOC-2", "CONV-3", "ATTN-6", "RGLRU-5", "ROPE-5"),
     parts={"attention": "ATTN-6", "recurrence": "RGLRU-5", "convolution": "CONV-3"},
@@ -238,7 +245,7 @@ def padded_then_decoded(draw, scope) -> Case:
     world = draw(pooled(scope))
     rows = tuple(
         ((draw(st.integers(0, 2)), draw(st.integers(1, 4))),)
-        for _ in range(draw(st.integers(2, 3)))
+        for _ in range(draw(row_counts(scope, 2, 3)))
     )
     width = max(n for ((_, n),) in rows)
     more = draw(st.integers(1, 2))

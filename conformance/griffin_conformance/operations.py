@@ -12,7 +12,7 @@ from griffin_conformance.alone import profile_of
 from griffin_conformance.backends import Backend
 from griffin_conformance.checks import Scope, check
 from griffin_conformance.envelope import Comparison, Envelope
-from griffin_conformance.rounding import Profile
+from griffin_conformance.rounding import SAMPLES, Profile
 from griffin_conformance.simulation import Simulation
 
 __all__ = ["OperationCase"]
@@ -215,9 +215,9 @@ def convolutions(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
 SHUT = 2.0**-64
 """A gate below this changes no state by as much as one rounding of float32, in 2^31 steps."""
 
-ORDERS = 8
-"""Orders of summation that a gate is simulated in. Where large terms cancel and little is left, the
-order decides how large the sums on the way were, and the sigmoid makes much of their errors."""
+MANY = 8 * SAMPLES
+"""Computations of a gate. Where large terms cancel and little is left, the order of the sum decides
+how large the sums on the way were, and the sigmoid makes much of their errors."""
 
 
 @check(
@@ -238,9 +238,8 @@ def gates(backend: Backend, case: OperationCase) -> Sequence[Comparison]:
     # Relative to their own size: a norm over channels would let errors of small gates go. By the
     # logarithm, in which what an error before the sigmoid does is as large upwards as downwards.
     truth = np.maximum(truth, SHUT)
-    several = [Simulation(profile, seed=case.seed * ORDERS + k) for k in range(ORDERS)]
-    gate = np.concatenate([one.gate(repeated(x, one), w, b) for one in several])
-    samples = _relative(gate, truth)
+    simulation = Simulation(profile, MANY, case.seed)
+    samples = _relative(simulation.gate(repeated(x, simulation), w, b), truth)
     found = np.asarray(backend.gate(x, w, b), np.float64)
     if found.shape == truth.shape:
         found, truth = _relative(found, truth), np.ones_like(truth)

@@ -4,6 +4,7 @@ The grain of the envelope: many samples of a computation at once, each with its 
 directions, which are drawn per operation and channel and then kept for all time steps.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -93,27 +94,31 @@ def round_to(x: NDArray, bits: int, direction: NDArray | int) -> NDArray:
     direction : array of {-1, 0, 1}, broadcast against ``x``
         Down, to nearest (ties to even), up.
     """
-    # Working on the 64 bits themselves: adding to the magnitude and cutting the low bits off
-    # rounds, and what is added decides the direction. A carry goes into the exponent, as it must.
-    cut = 53 - bits
-    low = np.int64((1 << cut) - 1)
-    direction = np.asarray(direction)
-    nearest = direction == 0
-    flip = np.where(direction > 0, np.int64(-1), np.int64(0))
-    reach = np.where(nearest, np.int64(0), low)
-    half = np.where(nearest, np.int64((1 << (cut - 1)) - 1), np.int64(0))
-    even = nearest.astype(np.int64)
-    x = np.broadcast_to(x, np.broadcast_shapes(np.shape(x), direction.shape))
-    pattern = np.ascontiguousarray(x, np.float64).view(np.int64)
-    away = pattern >> 63  # -1 for negative numbers
-    away = np.bitwise_xor(away, flip) & reach
-    odd = pattern >> cut
-    odd &= even
-    away += odd
-    away += half
-    away += pattern
-    away &= ~low
-    return away.view(np.float64)
+    direction = np.asarray(direction, np.int8)
+    return _rounding()(np.asarray(x, np.float64), np.int64(53 - bits), direction)
+
+
+@functools.cache
+def _rounding():
+    """The ufunc behind :func:`round_to`: a compiled one where Numba can be installed."""
+
+    def rounded(x, cut, direction):
+        # Working on the 64 bits themselves: adding to the magnitude and cutting the low bits off
+        # rounds, and what is added decides the direction. A carry goes into the exponent, as it
+        # must.
+        pattern = np.float64(x).view(np.int64)
+        low = (np.int64(1) << cut) - 1
+        if direction == 0:
+            pattern += (low >> 1) + ((pattern >> cut) & 1)
+        elif (direction > 0) == (pattern >= 0):
+            pattern += low
+        return np.int64(pattern & ~low).view(np.float64)
+
+    try:
+        from numba import vectorize
+    except ImportError:
+        return np.vectorize(rounded, otypes=[np.float64])
+    return vectorize(["float64(float64, int64, int8)"])(rounded)
 
 
 class Arithmetic:
@@ -141,7 +146,7 @@ class Arithmetic:
 
     def draw(self, *shape: int) -> NDArray:
         """Directions of any shape."""
-        return self.rng.integers(-1, 2, shape)
+        return self.rng.integers(-1, 2, shape, np.int8)
 
     def rounded(self, x: NDArray, bits: int | None = None) -> NDArray:
         """``x`` of shape (S, T, ...) rounded; to the activations' bits by default."""
@@ -154,16 +159,22 @@ class Arithmetic:
         """
         return self.rounded(f(x), bits - 1)
 
+    def orders(self, terms: int) -> NDArray:
+        """An order of summation for each sample, (S, terms): correct programs have their own."""
+        return self.rng.permuted(np.tile(np.arange(terms), (self.S, 1)), axis=1)
+
     def dot(self, x: NDArray, w: NDArray, bits: int | None = None) -> NDArray:
-        """``x @ w`` for x (S, T, K) and w (K, N), partial sums rounded in a random order.
+        """``x @ w`` for x (S, T, K) and w (K, N), partial sums rounded, in an order of each sample.
 
         Half of the samples have no fused multiply-add and round every product as well.
         """
         bits = bits or self.accumulators
-        total = np.zeros((*x.shape[:2], w.shape[1]))
-        half = self.S // 2
-        for k in self.rng.permutation(len(w)):
-            term = x[:, :, k, None] * w[k]
-            term[:half] = round_to(term[:half], bits, self.draw(half, 1, w.shape[1]))
+        (K, N), half = w.shape, self.S // 2
+        orders = self.orders(K)
+        x, w = np.take_along_axis(x, orders[:, None], axis=2), w[orders]
+        total = np.zeros((*x.shape[:2], N))
+        for k in range(K):
+            term = x[:, :, k, None] * w[:, None, k]
+            term[:half] = round_to(term[:half], bits, self.draw(half, 1, N))
             total = self.rounded(total + term, bits)
         return total

@@ -35,8 +35,8 @@ FURTHER = 2
 SHORT = re.compile(r'File "(?:[^"]*[/\\])?([^"/\\]+[/\\][^"/\\]+)"')
 
 COMPILED_SHARE = 0.4
-"""Of many examples of blocks, and of models' laws and states, for a backend to which every shape is
-another program."""
+"""Of the examples of blocks, and of models' laws and states, beyond a quick look: for a backend to
+which every shape is another program."""
 
 MORE = 3
 """How often as many examples are drawn again where a stratum was met too seldom."""
@@ -59,7 +59,7 @@ def run_check(
     check : Check
     backend : Backend
     max_examples : int
-        Half as many of laws and states, if they are many, for a backend that compiles every shape.
+        Fewer of some checks for a backend that compiles every shape (:data:`COMPILED_SHARE`).
     seed_number : int
         The same number draws the same examples.
     shrink : bool

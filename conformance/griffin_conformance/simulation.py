@@ -82,9 +82,11 @@ class Simulation(Arithmetic):
         before = np.zeros((K - 1, x.shape[2])) if past is None else past
         inputs = np.concatenate([np.broadcast_to(before, (self.S, *before.shape)), x], axis=1)
         y = np.zeros_like(x)
-        for s in self.rng.permutation(K):
-            seen = np.where((at >= s)[:, None], inputs[:, K - 1 - s : K - 1 - s + T], 0)
-            y = self.rounded(y + seen * weight[K - 1 - s], self.accumulators)
+        for back in self.orders(K).T:  # one of each sample
+            columns = (K - 1 - back)[:, None] + np.arange(T)
+            seen = np.take_along_axis(inputs, columns[:, :, None], axis=1)
+            seen = np.where((at >= back[:, None])[:, :, None], seen, 0)
+            y = self.rounded(y + seen * weight[K - 1 - back][:, None], self.accumulators)
         return self.rounded(y + bias)
 
     def gate(self, v: NDArray, w: NDArray, b: NDArray) -> NDArray:
@@ -222,20 +224,25 @@ class Simulation(Arithmetic):
         for head in range(H):
             g = head * Q // H
             scores = np.zeros((S, T, past + T))
-            for j in self.rng.permutation(d):
-                term = q[:, :, head, j, None] * k[:, None, :, g, j]
+            for j in self.orders(d).T[:, :, None]:  # one of each sample
+                term = np.take_along_axis(q[:, :, head], j[:, None], axis=2) * np.take_along_axis(
+                    k[:, :, g], j[:, None], axis=2
+                ).swapaxes(1, 2)
                 scores = round_to(scores + term, bits, self.directions(1))
             scores = round_to(scores / math.sqrt(d), bits - 1, self.directions(1))
             scores = np.where(visible, scores, -np.inf)
             e = np.exp(scores - scores.max(axis=-1, keepdims=True))
             e = round_to(e, bits - 1, self.directions(1))
+            order = self.orders(past + T)
+            e = np.take_along_axis(e, order[:, None], axis=2)
+            values = np.take_along_axis(v[:, :, g], order[:, :, None], axis=1)
             total, y = np.zeros((S, T, 1)), np.zeros((S, T, d))
             for s in range(past + T):
                 total = self.rounded(total + e[:, :, s, None], bits)
             first = self.normalises_first[:, None, None]
             e = np.where(first, round_to(e / total, bits, self.directions(1)), e)
             for s in range(past + T):
-                y = self.rounded(y + e[:, :, s, None] * v[:, None, s, g], bits)
+                y = self.rounded(y + e[:, :, s, None] * values[:, None, s], bits)
             mixed[:, :, head] = self.rounded(np.where(first, y, y / total))
         return mixed
 

@@ -15,7 +15,7 @@ from griffin_conformance.backends import Backend, Unsupported
 from griffin_conformance.checks import Violation, check
 from griffin_conformance.envelope import Comparison
 from griffin_conformance.layouts import Case, Layout, execute
-from griffin_conformance.strategies import cases, pooled, sizes
+from griffin_conformance.strategies import cases, pooled, row_counts, sizes
 
 __all__: list[str] = []
 
@@ -84,10 +84,10 @@ def state_size(backend: Backend, case: Case) -> Sequence[Comparison]:
 
 
 @st.composite
-def continued(draw, scope, rows: tuple[int, int] = (1, 2)) -> Case:
+def continued(draw, scope, most: int = 3, few: bool = False) -> Case:
     """Rows that are stopped once and continued; ``extra`` says after how many columns."""
-    world = draw(pooled(scope))
-    count = draw(st.integers(*rows))
+    world = draw(pooled(scope, few=few))
+    count = draw(row_counts(scope, 1, most))
     n = draw(st.integers(2, min(world.lengths[:2])))
     batch = tuple(((draw(st.integers(0, 1)), n),) for _ in range(count))
     return Case(world, Layout(batch), (draw(st.integers(0, n - 1)),))
@@ -125,7 +125,7 @@ def saved_states_continue(backend: Backend, case: Case) -> Sequence[Comparison]:
     return results
 
 
-@check("L3", continued, clauses=("STATE-6",))
+@check("L3", lambda scope: continued(scope, few=True), clauses=("STATE-6",))
 def forks_are_independent(backend: Backend, case: Case) -> Sequence[Comparison]:
     """Copied, selected and joined rows continue each on its own, and the source stays as it was."""
     model, state, tokens, positions = stopped(backend, case)
@@ -249,7 +249,7 @@ def late_positions(backend: Backend, case: Case) -> Sequence[Comparison]:
     return results
 
 
-@check("L3", continued, weight=0.5, clauses=("STATE-8",))
+@check("L3", lambda scope: continued(scope, few=True), weight=0.5, clauses=("STATE-8",))
 def foreign_states_are_refused(backend: Backend, case: Case) -> Sequence[Comparison]:
     """A state of another batch, configuration or set of weights raises ValueError."""
     model, state, tokens, positions = stopped(backend, case)

@@ -21,7 +21,7 @@ from griffin_conformance.checks import Scope, Violation, check
 from griffin_conformance.continuations import Restless, greedy, judge
 from griffin_conformance.envelope import Comparison
 from griffin_conformance.rounding import FLOAT32, Profile
-from griffin_conformance.strategies import POOL, adapted, pattern, pooled
+from griffin_conformance.strategies import FEW, adapted, pattern, pooled
 from griffin_conformance.tokenizers import BOS, EOS, pieces, write_vocabulary
 from griffin_np.config import GriffinConfig
 
@@ -89,7 +89,7 @@ APART, UNENDING = "rows end at different times", "a row never ends"
 def fixed_cases(scope: Scope) -> list[EndCase]:
     """Few cases, for a backend that compiles every shape and every end anew."""
     found: list[EndCase] = []
-    for world in (POOL[1], POOL[3]):
+    for world in FEW:
         for seed in range(50):
             drawn = Restless.of(adapted(replace(world, seed=seed), scope))
             cases = cases_of(drawn, ((0, 1), (1, 3), (2, 5)), 6)

@@ -14,10 +14,11 @@ from griffin_np.config import ATTENTION, RECURRENT, GriffinConfig
 if TYPE_CHECKING:
     from griffin_conformance.checks import Scope
 
-__all__ = ["POOL", "cases", "configurations", "layouts", "worlds"]
+__all__ = ["POOL", "cases", "configurations", "layouts", "row_counts", "worlds"]
 
 KINDS = {"R": RECURRENT, "A": ATTENTION}
 seeds = st.integers(0, 2**16 - 1)
+ONE = st.just(1)
 
 
 def pattern(letters: str) -> tuple[str, ...]:
@@ -117,14 +118,23 @@ POOL: tuple[World, ...] = (
 LONG = POOL[-2:]
 """Those with texts of several hundred tokens, and little else."""
 
-COMPILED = tuple(POOL[i] for i in (1, 2, 4, 5, 6, 12, 13))
-"""Models for backends that compile every shape: few and shallow, with weights of every style."""
+COMPILED = tuple(POOL[i] for i in (1, 2, 4, 5, 6))
+"""Models for backends that compile every shape: few, shallow, with weights of every style, and of
+texts whose lengths fall into few buckets; long ones are drawn where a check asks for them."""
+
+FEW = tuple(POOL[i] for i in (2, 6))
+"""Those of them, with both kinds of block, for checks that compile programs of their own."""
 
 
-def pooled(scope: Scope, letters: str | None = None) -> st.SearchStrategy[World]:
-    """Worlds of the pool, as the backend can represent them."""
+def pooled(
+    scope: Scope, letters: str | None = None, *, few: bool = False
+) -> st.SearchStrategy[World]:
+    """Worlds of the pool, as the backend can represent them.
+
+    With ``few``, from :data:`FEW` where every shape is compiled.
+    """
     kinds = None if letters is None else {KINDS[letter] for letter in letters}
-    pool = COMPILED if scope.fixed_shapes else POOL
+    pool = (FEW if few else COMPILED) if scope.fixed_shapes else POOL
     pool = pool if scope.only is None else (scope.only,)
     found = [w for w in pool if kinds is None or set(w.config.block_types) == kinds]
     if not found:
@@ -146,12 +156,25 @@ def any_world(scope: Scope, letters: str | None = None) -> st.SearchStrategy[Wor
 
 
 @st.composite
-def sometimes_long(draw, scope: Scope, kind: str | None = None) -> World:
-    """Any world; one in ten has a long text. ``kind`` is of a block that it must have."""
+def sometimes_long(
+    draw, scope: Scope, kind: str | None = None, others: st.SearchStrategy[World] | None = None
+) -> World:
+    """Any world, or one of ``others``; one in ten has a long text.
+
+    ``kind`` is of a block that it must have.
+    """
     if scope.only is None and not draw(st.integers(0, 9)):
         found = [w for w in LONG if kind is None or kind in w.config.block_types]
         return adapted(draw(st.sampled_from(found)), scope)
-    return draw(any_world(scope).filter(lambda w: kind is None or kind in w.config.block_types))
+    drawn = any_world(scope) if others is None else others
+    return draw(drawn.filter(lambda w: kind is None or kind in w.config.block_types))
+
+
+def row_counts(scope: Scope, least: int, most: int) -> st.SearchStrategy[int]:
+    """How many rows: any number, or one and three where every shape is compiled."""
+    if not scope.fixed_shapes:
+        return st.integers(least, most)
+    return st.sampled_from([n for n in (1, 3) if least <= n <= most] or [least])
 
 
 def adapted(world: World, scope: Scope) -> World:
@@ -173,7 +196,7 @@ def layouts(
     draw,
     world: World,
     *,
-    rows: tuple[int, int] = (1, 1),
+    rows: st.SearchStrategy[int] = ONE,
     documents: tuple[int, int] = (1, 1),
     cut: bool = False,
     pad: str = "",
@@ -184,8 +207,10 @@ def layouts(
 
     Parameters
     ----------
-    rows, documents : (int, int)
-        Least and most rows, and documents of each.
+    rows : strategy
+        How many rows.
+    documents : (int, int)
+        Least and most documents of each.
     cut : bool
         Into several calls.
     pad : {"", "left", "anywhere"}
@@ -195,10 +220,9 @@ def layouts(
         Sometimes nine to thirteen rows.
     """
     batch = []
-    count_rows = st.integers(*rows)
     if many:
-        count_rows = st.one_of(count_rows, count_rows, st.integers(9, 13))
-    for _ in range(draw(count_rows)):
+        rows = st.one_of(rows, rows, st.integers(9, 13))
+    for _ in range(draw(rows)):
         count = draw(st.integers(*documents))
         chosen = [draw(st.integers(0, len(world.lengths) - 1)) for _ in range(count)]
         row = [(d, draw(sizes(world, d))) for d in chosen]
@@ -230,7 +254,29 @@ def cuts(draw, width: int) -> tuple[int, ...]:
 
 
 @st.composite
-def cases(draw, scope: Scope, **options) -> Case:
-    """A world of the pool and a layout; options as for :func:`layouts`."""
-    world = draw(pooled(scope))
-    return Case(world, draw(layouts(world, **options)))
+def cases(
+    draw,
+    scope: Scope,
+    *,
+    rows: tuple[int, int] = (1, 1),
+    long: bool = False,
+    few: bool = False,
+    **options,
+) -> Case:
+    """A world of the pool and a layout.
+
+    Parameters
+    ----------
+    scope : Scope
+    rows : (int, int)
+        Least and most.
+    long : bool
+        One world in ten has a long text, also where every shape is compiled.
+    few : bool
+        As for :func:`pooled`.
+    **options
+        As for :func:`layouts`.
+    """
+    world = pooled(scope, few=few)
+    drawn = draw(sometimes_long(scope, others=world) if long else world)
+    return Case(drawn, draw(layouts(drawn, rows=row_counts(scope, *rows), **options)))
