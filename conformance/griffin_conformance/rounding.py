@@ -135,7 +135,8 @@ class Arithmetic:
     def __init__(self, profile: Profile, samples: int = SAMPLES, seed: int = 0):
         self.profile = profile
         self.S = samples
-        self.rng = np.random.default_rng([seed, profile.activations])
+        # What is computed with as many bits in two profiles is allowed the same in both.
+        self.rng = np.random.default_rng([seed, profile.state])
         self.activations = profile.activations - profile.coarsening
         self.accumulators = profile.accumulators - profile.coarsening
         self.state = profile.state - profile.coarsening
