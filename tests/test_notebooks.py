@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import itertools
 import re
 from pathlib import Path
 
@@ -82,6 +83,13 @@ def test_notebooks_keep_to_their_form(path):
     assert [name for *_, name in checked] == [EXERCISES[n].solution.__name__ for n in here]
     folded = re.findall(r"<summary>Solution of (\d+\.\d+)</summary>", "\n".join(text))
     assert folded == here
+
+
+def test_each_notebook_leads_to_the_next():
+    for path, following in itertools.pairwise(NOTEBOOKS):
+        title = cells(following)[0].source.splitlines()[0].removeprefix("# ")
+        last = [cell.source for cell in cells(path) if cell.cell_type == "markdown"][-1]
+        assert f"\n\nNext: [{title}]({following.name})" in last, path.name
 
 
 def test_every_equation_stands_beside_its_code():
