@@ -30,6 +30,7 @@ from griffin_conformance.runner import run_check
 from griffin_conformance.strategies import POOL, cases, configurations, layouts, worlds
 from griffin_conformance.worlds import WEIGHTS, World
 from griffin_np.cli import main
+from griffin_np.config import GriffinConfig
 from griffin_np.inputs import check_positions
 
 CHECKS = find_checks()
@@ -515,3 +516,18 @@ def test_gates_of_right_backends_may_be_anything_that_rounding_makes_of_them(dty
     (check,) = find_checks(names=["gates"])
     for comparison in check.holds(find_backend("numba", dtype), case):
         assert comparison.ratio <= RIGHT
+
+
+def test_a_change_is_seen_with_the_rounding_of_both_texts():
+    """The changed text's logits are the larger ones, and may be off by as much more."""
+    config = GriffinConfig(
+        width=15, depth=1, num_heads=3, num_kv_heads=3, vocab_size=5, lru_width=3, mlp_width=5,
+        window=5, block_pattern=("attention",), conv_width=1, logits_soft_cap=5.0,
+        scale_embeddings=False, norm_eps=1e-3,
+    )  # fmt: skip
+    world = World(config, "loud", seed=4, lengths=(15, 7, 7))
+    (check,) = find_checks(names=["the-window-shows-w-past-tokens"])
+    case = Case(world, Layout((((0, 15),),)), (5,))
+    comparisons = check.holds(find_backend("numba"), case)
+    assert len(comparisons) == 2
+    assert max(comparison.ratio for comparison in comparisons) <= RIGHT

@@ -9,13 +9,10 @@ from hypothesis import strategies as st
 from griffin_conformance.alone import model_of, profile_of
 from griffin_conformance.backends import Backend, Unsupported
 from griffin_conformance.checks import Violation, check
-from griffin_conformance.envelope import Comparison, Envelope
+from griffin_conformance.envelope import Comparison
 from griffin_conformance.laws import whole_cases
 from griffin_conformance.layouts import Case, Layout
-from griffin_conformance.quantisation import oracle_of, simulation_of, weights_of
-from griffin_conformance.rounding import Profile
 from griffin_conformance.strategies import pooled, row_counts
-from griffin_conformance.worlds import World
 
 __all__: list[str] = []
 
@@ -76,7 +73,7 @@ def greedy_text(backend: Backend, case: Case) -> Sequence[Comparison]:
         if len(tokens) != more:
             raise Violation(f"row {i} has {len(tokens)} new tokens, expected {more}")
         whole = [*text, *tokens[:-1]]
-        envelope = envelope_of(case.world, whole, profile_of(backend))
+        envelope = case.world.logits_of(whole, profile_of(backend))
         envelope = envelope.rows(slice(len(text) - 1, None))
         clear, best = envelope.argmax_is_clear(), envelope.truth.argmax(-1)
         wrong = np.flatnonzero(clear & (best != np.array(tokens)))
@@ -86,15 +83,6 @@ def greedy_text(backend: Backend, case: Case) -> Sequence[Comparison]:
                 f"which leads by more than rounding can explain"
             )
     return []
-
-
-def envelope_of(world: World, tokens: Sequence[int], profile: Profile) -> Envelope:
-    """Logits of a text that is none of the world's own."""
-    flat, config, at = world.parameters(profile), world.config, np.arange(len(tokens))
-    truth = oracle_of(profile, config, flat).read(tokens, at)
-    held = weights_of(profile, config, flat)
-    samples = simulation_of(profile, config, world.seed).run(held, config, tokens, at)
-    return Envelope.of(truth, samples["logits"], profile)
 
 
 @check("L3", prompts, must=False, clauses=("GEN-3",))

@@ -5,14 +5,14 @@ all of them. So truth and envelope are computed once for a world, and an example
 the backend's own time.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from griffin_conformance.checks import Violation
-from griffin_conformance.envelope import Comparison, Envelope
+from griffin_conformance.envelope import Comparison, Envelope, norms
 from griffin_conformance.quantisation import (
     QuantisedProfile,
     oracle_of,
@@ -110,6 +110,15 @@ class World:
                 shapes[f"layers.{i}.keys"] = shapes[f"layers.{i}.values"] = ring
         return shapes
 
+    def logits_of(self, tokens: ArrayLike, profile: Profile) -> Envelope:
+        """Logits of a text (T,) that is none of the world's own."""
+        flat, config, text = self.parameters(profile), self.config, np.asarray(tokens)
+        at = np.arange(len(text))
+        truth = oracle_of(profile, config, flat).read(text, at)
+        held = weights_of(profile, config, flat)
+        samples = simulation_of(profile, config, self.seed).run(held, config, text, at)
+        return Envelope.of(truth, samples["logits"], profile)
+
     def compare_state(
         self, profile: Profile, arrays: dict[str, NDArray], document: int, tokens: int,
         expected: dict[str, NDArray] | None = None, start: int = 0, padded: bool = False,
@@ -153,25 +162,52 @@ class World:
             array = np.asarray(array, np.float64)
             part = name.rsplit(".", 1)[1]
             if part == "rg_lru":
-                entries, times = array[None], np.array([tokens - 1])
+                array = array[None]
+                where, times = np.array([0]), np.array([tokens - 1])
             else:
                 slots = c.conv_width - 1 if part == "conv" else c.window
                 times = np.arange(max(tokens - slots, 0), tokens)
                 where = times + slots - tokens if part == "conv" else (start + times) % slots
-                entries = array[where]
-                if np.delete(array, where, axis=0).any():
-                    clause = ("CONV-5" if padded else "CONV-4") if part == "conv" else "STATE-2"
-                    rest = Comparison(f"{name} outside the document", np.inf, 0, clause=clause)
-                    results.append(rest)
-            envelope = history[name].rows(times)
+            entries, rest = array[where], np.delete(array, where, axis=0)
             label = f"{name} after {tokens} tokens of document {document}"
+            envelope = history[name].rows(times)
             if expected is None:
-                results.append(envelope.compare(label, entries))
+                result = envelope.compare(label, entries)
             else:
-                other = np.asarray(expected[name], np.float64)
-                other = other[None] if part == "rg_lru" else other[where]
-                results.append(envelope.between(label, entries, other))
+                other = np.asarray(expected[name], np.float64).reshape(array.shape)
+                result = envelope.between(label, entries, other[where])
+            in_ring = part in ("keys", "values")
+            if in_ring and not result.passed and holds_others(history[name], entries, times):
+                result = replace(result, name=f"{label}, in a ring that turned", clause="ATTN-7")
+            if rest.any():
+                clause = result.clause or (
+                    "STATE-2" if in_ring else "CONV-5" if padded else "CONV-4"
+                )
+                outside = Comparison(f"{name} outside the document", np.inf, 0, clause=clause)
+                results.append(outside)
+            results.append(result)
         return results
+
+
+def holds_others(history: Envelope, entries: NDArray, times: NDArray) -> bool:
+    """Whether what is wrong in a ring is that slots are empty or hold other positions' entries.
+
+    Parameters
+    ----------
+    history : Envelope
+        Of a document's keys or values, at all of its positions.
+    entries : array of shape (n, ...)
+        What the slots of some positions hold.
+    times : array of shape (n,)
+        These positions.
+    """
+    entries = entries.reshape(len(times), history.truth.shape[1])
+    with np.errstate(invalid="ignore"):
+        right = norms(entries - history.truth[times]) <= history.allowed[times]
+        wrong = entries[~right]
+        other = norms(wrong[:, None] - history.truth) <= history.allowed
+    others, empty = other.any(axis=1), ~wrong.any(axis=1)
+    return bool(others.any() and (others | empty).all())
 
 
 @lru_cache(maxsize=512)
