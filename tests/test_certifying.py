@@ -145,6 +145,8 @@ def test_a_backend_that_shows_nothing_is_not_as_expected():
     found = certificate(verdict("gates", "skipped"))
     assert not found.as_expected
     assert found.outcome == "is not certified: it shows nothing at L0"
+    wrong = verdict("recurrent-blocks", "xfailed")
+    assert certificate(wrong, verdict("gates", "skipped")).as_expected
     few = certificate(verdict("gates", "failed", inconclusive=True))
     assert few.outcome == "is not certified: too few examples were drawn"
     assert few.violated == []
