@@ -68,6 +68,7 @@ def test_our_engines_are_certified_without_a_known_failure():
     for (name, dtype), told in CERTIFICATES.items():
         if name in OURS:
             assert told["conforms"], (name, dtype)
+            assert told["profile"] == "thorough"
             assert float(told["worst_observed_over_allowed"]) <= 0.5
             assert not known_failures(name)
     assert {name for name, _ in CERTIFICATES} >= set(OURS)

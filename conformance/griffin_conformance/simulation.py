@@ -44,6 +44,7 @@ class Simulation(Arithmetic):
         self.cancels = ((index // 2) % 2 == 1) & (not strict)
         self.squares = (index // 4) % 2 == 1
         self.normalises_first = (index // 4) % 2 == 1
+        self.rounds_weights = (index // 2) % 2 == 1
 
     # -- operations
 
@@ -241,6 +242,10 @@ class Simulation(Arithmetic):
                 total = self.rounded(total + e[:, :, s, None], bits)
             first = self.normalises_first[:, None, None]
             e = np.where(first, round_to(e / total, bits, self.directions(1)), e)
+            if self.activations < bits:
+                # What is multiplied may have the activations' precision, as with DeepMind.
+                coarse = self.rounded(e)
+                e = np.where(self.rounds_weights[:, None, None], coarse, e)
             for s in range(past + T):
                 y = self.rounded(y + e[:, :, s, None] * values[:, None, s], bits)
             mixed[:, :, head] = self.rounded(np.where(first, y, y / total))
