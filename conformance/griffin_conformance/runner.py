@@ -322,8 +322,8 @@ def _judge(check: Check, backend: Backend, case: Any, verdict: Verdict | None = 
     except (Exception, SystemExit) as error:
         # Whatever a backend raises on a legal call is a violation.
         # Of each file its name and folder: reports are shown to others.
-        where = [SHORT.sub(r'File "\1"', line) for line in traceback.format_exception(error)[-6:]]
-        return _Finding(f"{type(error).__name__}: {error}\n{''.join(where)}")
+        where = "".join(traceback.format_exception(error)[-6:])
+        return _Finding(SHORT.sub(r'File "\1"', f"{type(error).__name__}: {error}\n{where}"))
     if verdict is not None:
         _note(verdict, comparisons)
     comparisons = [c for c in comparisons if c.compared]
