@@ -21,7 +21,7 @@ from griffin_conformance.backends.reference import NumPyBackend
 from griffin_conformance.calibration import calibrate
 from griffin_conformance.certificate import certify, reproduce
 from griffin_conformance.checks import EXAMPLES, Check, Scope, Verdict, Violation, find_checks
-from griffin_conformance.envelope import FACTOR, Comparison
+from griffin_conformance.envelope import FACTOR, Comparison, Envelope
 from griffin_conformance.layouts import Case, Layout
 from griffin_conformance.mutants import MUTANTS, NO_FAULT, mutate
 from griffin_conformance.operations import OperationCase
@@ -29,7 +29,7 @@ from griffin_conformance.reports import as_line, as_text
 from griffin_conformance.rounding import FLOAT32, FLOAT64, PROFILES
 from griffin_conformance.runner import run_check
 from griffin_conformance.strategies import POOL, cases, configurations, layouts, worlds
-from griffin_conformance.worlds import WEIGHTS, World
+from griffin_conformance.worlds import WEIGHTS, World, holds_others
 from griffin_np.cli import main
 from griffin_np.config import GriffinConfig
 from griffin_np.inputs import check_positions
@@ -543,3 +543,20 @@ def test_reports_name_no_folders_of_this_machine():
     reason = run_check(check, Broken(), 1).reason
     assert 'File "engine/gelu.py", line 3' in reason
     assert not re.search(r'File "(/|[A-Z]:)', reason)
+
+
+def test_a_ring_that_turned_is_told_from_wrong_entries():
+    rng = np.random.default_rng(0)
+    truth, times = rng.standard_normal((9, 4)), np.arange(5, 9)
+    allowed = np.full(9, 1e-6)
+    history = Envelope(truth, allowed, allowed, 2.0**-24, 2.0**-126)
+    right = truth[times]
+    assert not holds_others(history, right, times)
+    assert holds_others(history, np.roll(right, 1, axis=0), times)
+    one_is_lost = np.concatenate([truth[4:5], 0 * right[:1], right[2:]])
+    assert holds_others(history, one_is_lost, times)
+    assert not holds_others(history, right + 1, times)
+    turned_and_wrong = np.roll(right, 1, axis=0) + np.eye(4)[:1].T
+    assert not holds_others(history, turned_and_wrong, times)
+    assert not holds_others(history, 0 * right, times)
+    assert not holds_others(history, np.full_like(right, np.nan), times)

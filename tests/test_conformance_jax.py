@@ -6,6 +6,7 @@ pytest.importorskip("jax")
 
 from griffin_conformance.backends import find_backend
 from griffin_conformance.checks import EXAMPLES, find_checks
+from griffin_conformance.operations import OperationCase
 from griffin_conformance.runner import run_check
 
 FEW = 2
@@ -38,3 +39,11 @@ def test_every_scan_conforms(name, scan):
     )
     assert verdict.status == "passed", verdict.explain()
     assert verdict.ratio <= 0.5
+
+
+def test_weights_of_attention_may_be_bfloat16_where_they_meet_values():
+    """Values cancel, and what the weights' rounding did is all that is left."""
+    (check,) = find_checks(names=["attentions"])
+    case = OperationCase(20, 2, heads=2, style="ordinary", extra=2, seed=0)
+    (comparison,) = check.holds(find_backend("jax", "bfloat16"), case)
+    assert comparison.ratio <= 0.5

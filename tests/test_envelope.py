@@ -1,5 +1,6 @@
 """The rounding envelope: right computations lie well inside, wrong ones far outside."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from ml_dtypes import bfloat16
 from support import SMALL
 
-from griffin_conformance import oracle
+from griffin_conformance import oracle, rounding
 from griffin_conformance.envelope import FACTOR, Envelope, chain_bound, longest_chain, norms
 from griffin_conformance.rounding import (
     BFLOAT16,
@@ -339,3 +340,19 @@ class TestChains:
     def test_it_is_more_than_any_single_part(self):
         """A logit goes through every block, and in each through the longer sum of either branch."""
         assert longest_chain(SMALL) > SMALL.depth * (2 * SMALL.width + SMALL.mlp_width)
+
+
+def test_samples_sum_in_orders_of_their_own():
+    orders = Arithmetic(FLOAT32, SAMPLES).orders(9)
+    assert (np.sort(orders, axis=1) == np.arange(9)).all()
+    assert len(np.unique(orders, axis=0)) > SAMPLES // 2
+
+
+def test_rounding_is_the_same_without_numba(monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((16, 5, 3)) * 10.0 ** rng.integers(-9, 9, (16, 5, 3))
+    directions = rng.integers(-1, 2, (16, 1, 3))
+    compiled = round_to(x, 24, directions)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.setattr(rounding, "_rounding", rounding._rounding.__wrapped__)
+    np.testing.assert_array_equal(round_to(x, 24, directions), compiled)

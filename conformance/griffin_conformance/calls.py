@@ -89,10 +89,7 @@ def things_in(state) -> dict[str, NDArray]:
 @st.composite
 def mixed_requests(draw, scope) -> Case:
     """Any layout; ``extra`` says which logits each call is asked for."""
-    any_layout = cases(
-        scope, rows=(1, 3), documents=(0, 3), pad="anywhere", cut=True, few=True
-    )  # fmt: skip
-    case = draw(any_layout)
+    case = draw(cases(scope, rows=(1, 3), documents=(0, 3), pad="anywhere", cut=True, few=True))
     kinds = st.sampled_from(["all", "last", "last", "none"])
     return replace(case, extra=tuple(draw(kinds) for _ in case.layout.calls()))
 

@@ -84,10 +84,10 @@ def state_size(backend: Backend, case: Case) -> Sequence[Comparison]:
 
 
 @st.composite
-def continued(draw, scope, most: int = 3, few: bool = False) -> Case:
+def continued(draw, scope, few: bool = False) -> Case:
     """Rows that are stopped once and continued; ``extra`` says after how many columns."""
     world = draw(pooled(scope, few=few))
-    count = draw(row_counts(scope, 1, most))
+    count = draw(row_counts(scope, 1, 3))
     n = draw(st.integers(2, min(world.lengths[:2])))
     batch = tuple(((draw(st.integers(0, 1)), n),) for _ in range(count))
     return Case(world, Layout(batch), (draw(st.integers(0, n - 1)),))
